@@ -1,0 +1,59 @@
+# `make demo` and `make test` work on a fresh machine: each sets up .venv with what it needs, then runs.
+# Stamps in .venv make a second call fast; a change of pyproject.toml or constraints.txt installs again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# two processes with one thread each: the models of the tests are too small to gain from threads
+WORKERS ?= 2
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: help demo test test-fast lint type format wheel clean
+
+help:
+	@echo "make demo      export the sample model, prove the export, decode with it"
+	@echo "make test      the whole test suite (test-fast: without the slow tests)"
+	@echo "make lint      ruff, check only      make format   let ruff rewrite"
+	@echo "make type      mypy, strict          make wheel    build the wheel into dist/"
+	@echo "make clean     remove .venv, caches and outputs"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); this takes minutes the first time."
+	$(PIP) install -q -e '.[cpu,text,export,verify]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "Installing the development tools into $(VENV)."
+	$(PIP) install -q -e '.[cpu,text,export,verify,rtx,dev]' -c constraints.txt
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(BIN)/mla-export demo
+
+test: $(VENV)/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-fast: $(VENV)/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
