@@ -1,0 +1,197 @@
+"""The `mla-export` command: argument parsing only; each subcommand's work is in `mla_export.commands`.
+
+Results go to stdout (`--json` for programs), progress and errors to stderr. Exit codes are `EXIT_*`
+below and in docs/commands.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from mla_runtime.errors import (
+    BackendError,
+    CapacityError,
+    EngineError,
+    ExportError,
+    MlaError,
+    VerificationError,
+)
+
+EXIT_OK = 0
+EXIT_UNVERIFIED = 1  # verification ran and its answer is no
+EXIT_BAD_INPUT = 2  # the command line, a checkpoint, a bundle or a prompt cannot be taken
+EXIT_CANNOT = 3  # a fit request that this machine or installation cannot carry out
+EXIT_BUG = 70  # a bug of mla-export
+EXIT_INTERRUPTED = 130  # Ctrl-C
+EXIT_PIPE_CLOSED = 141  # whoever read stdout stopped reading
+
+EXTRAS = {
+    "torch": "export",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "safetensors": "export",
+    "transformers": "verify",
+    "onnxruntime": "cpu",
+    "tokenizers": "text",
+    "jinja2": "text",
+}
+
+
+def number(kind: type, low: float, what: str) -> Callable[[str], float]:
+    """Give an argparse type: a number of `kind` that is at least `low`."""
+
+    def parse(text: str) -> float:
+        try:
+            value: float = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        if not low <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is below {low:g}; {what} is wanted")
+        return value
+
+    return parse
+
+
+COUNT = number(int, 1, "a whole number of at least 1")
+INDEX = number(int, 0, "a whole number of at least 0")
+AMOUNT = number(float, 0, "a number of at least 0")
+
+
+def integers(text: str) -> list[int]:
+    """Parse `1,2,3` (an argparse type)."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 1,2,3") from None
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a checkpoint folder, a config.json, or a bundle")
+    parser.add_argument("--max-context", type=COUNT, help="context to fix (LongRoPE picks its factors by it)")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="folder with config.json and safetensors")
+    parser.add_argument("out", help="the bundle to write")
+    parser.add_argument("--absorb", choices=["factored", "merged", "expanded"], default="factored")
+    parser.add_argument("--dtype", choices=["fp32", "fp16"], default="fp32", help="of weights and cache")
+    parser.add_argument("--max-context", type=COUNT, help="longest context (the model's own if not given)")
+    parser.add_argument("--chunk", type=COUNT, default=512, help="most tokens of a prompt that run at once")
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle")
+    parser.add_argument("--checkpoint", help="compare with the checkpoint that the bundle was made from")
+    parser.add_argument("--steps", type=COUNT, default=32, help="greedy steps to compare")
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="text to continue")
+    prompt.add_argument("--chat", help="message of a user, put into the chat template")
+    prompt.add_argument("--ids", type=integers, help="token ids to continue, like 1,2,3")
+    parser.add_argument("--max-tokens", type=COUNT, default=128)
+    parser.add_argument("--temperature", type=AMOUNT, default=0.0, help="0 (the default) is greedy")
+    parser.add_argument("--top-k", type=INDEX, default=0, help="0 keeps all")
+    parser.add_argument("--top-p", type=AMOUNT, default=1.0, help="1 keeps all")
+    parser.add_argument("--min-p", type=AMOUNT, default=0.0, help="0 keeps all")
+    parser.add_argument("--repetition-penalty", type=AMOUNT, default=1.0, help="1 is none")
+    parser.add_argument("--seed", type=INDEX, help="of sampling; the same seed gives the same text")
+    parser.add_argument("--stop", action="append", default=[], metavar="STR", help="end here; repeatable")
+    _backend(parser)
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle")
+    parser.add_argument("--depths", type=integers, default=[0, 2048], help="tokens in the cache: 0,2048")
+    parser.add_argument("--prompt", type=COUNT, default=512, metavar="N", help="prompt tokens to time")
+    _backend(parser)
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", help="show another checkpoint than samples/tiny-mla")
+    parser.add_argument("--keep", metavar="FOLDER", help="write the bundles here and keep them")
+
+
+def _backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", default="ort:cpu")
+    parser.add_argument("--threads", type=COUNT, help="of the backend (its own choice if not given)")
+
+
+COMMANDS = {
+    "inspect": (_inspect, "geometry, parameters, cache bytes and what absorption costs"),
+    "export": (_export, "write a checkpoint as an ONNX bundle with absorbed attention"),
+    "verify": (_verify, "hold a bundle against its hashes, its canary and its checkpoint"),
+    "run": (_run, "decode text with a bundle"),
+    "bench": (_bench, "measure tokens a second, memory and cache bytes of a bundle"),
+    "demo": (_demo, "all of it on a small model, telling what each step shows"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="mla-export",
+        description="Export models with Multi-head Latent Attention to ONNX, prove it, decode with it.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add_arguments, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
+        add_arguments(command)
+        if name != "demo":
+            command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+        command.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code; every expected error is one message on stderr."""
+    args = build_parser().parse_args(argv)
+    try:
+        from mla_export.progress import reporting
+
+        with reporting(quiet=args.quiet):
+            code: int = importlib.import_module(f"mla_export.commands.{args.command}").run(args)
+        sys.stdout.flush()
+    except MlaError as error:
+        return _fail(f"{error}", _code_of(error))
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            return _bug()
+        return _fail(f"{error.name} is not installed; try: pip install 'mla-export[{extra}]'", EXIT_CANNOT)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE_CLOSED
+    except Exception:
+        return _bug()
+    return code
+
+
+def _code_of(error: MlaError) -> int:
+    if isinstance(error, VerificationError):
+        return EXIT_UNVERIFIED
+    if isinstance(error, ExportError | BackendError | CapacityError | EngineError):
+        return EXIT_CANNOT
+    return EXIT_BAD_INPUT
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"mla-export: {message}\n")
+    return code
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    return _fail("this is a bug in mla-export; please report it with the lines above", EXIT_BUG)
