@@ -7,6 +7,7 @@ logits and routing are not flat, with norms that are not one and router biases t
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable
@@ -148,6 +149,19 @@ def hf_config(family: str, **overrides: Any) -> Any:
 
     # The library completes rope_parameters in place: give it a copy.
     return AutoConfig.for_model(family, **json.loads(json.dumps({**_SHARED, **_OWN[family], **overrides})))
+
+
+def hf_class(family: str, part: str) -> Any:
+    """Give a class of transformers' module for `family` by the end of its name, such as "Attention"."""
+    prefix = {
+        "deepseek_v2": "DeepseekV2",
+        "deepseek_v3": "DeepseekV3",
+        "minicpm3": "MiniCPM3",
+        "youtu": "Youtu",
+        "glm4_moe_lite": "Glm4MoeLite",
+    }[family]
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    return getattr(module, prefix + part)
 
 
 def draw(name: str, shape: tuple[int, ...], tied: bool, generator: torch.Generator) -> torch.Tensor:
