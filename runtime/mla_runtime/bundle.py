@@ -1,0 +1,93 @@
+"""A bundle on disk: its manifest, and files that are what the manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mla_runtime import integrity
+from mla_runtime.errors import BundleError
+from mla_runtime.fields import read_json
+from mla_runtime.integrity import OnBytes
+from mla_runtime.manifest import CacheTensor, Graph, Manifest, ModelInfo, Phase, TextFiles, parse
+from mla_runtime.paths import guarded
+
+MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle. `open` reads no weights; `ensure_hashed` or `verify_hashes` reads them all.
+
+    `raw` is the manifest's JSON as it stands, for programs that show more than a runtime needs.
+    """
+
+    path: Path
+    manifest: Manifest
+    paths: Mapping[str, Path]
+    raw: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read `bundle.json` in the folder `path` and check every file's place and size.
+
+        Raises `BundleError` for anything that is not exactly a bundle of a format known here.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise BundleError(
+                f"{root}: not a folder; give the folder of a bundle, the one that holds {MANIFEST}"
+            )
+        raw = read_json(guarded(root, MANIFEST, str(root), BundleError))
+        manifest = parse(raw, str(root / MANIFEST))
+        paths = {
+            name: guarded(root, name, f"{root / MANIFEST}: files", BundleError) for name in manifest.files
+        }
+        named = [graph.file for graph in manifest.graphs.values()]
+        named += [name for name in (manifest.text.tokenizer, manifest.text.chat_template) if name is not None]
+        for name in named:
+            if name not in paths:
+                raise BundleError(
+                    f"{root / MANIFEST}: {name!r} is used but not listed in files; export it again"
+                )
+        integrity.check_sizes(paths, manifest.files)
+        return cls(root, manifest, paths, raw)
+
+    def ensure_hashed(self, on_bytes: OnBytes | None = None) -> bool:
+        """Hash the files if they are new or changed since they were last hashed; give whether it did."""
+        return integrity.ensure_hashed(self.path, self.paths, self.manifest.files, on_bytes)
+
+    def verify_hashes(self, on_bytes: OnBytes | None = None) -> None:
+        """Hash every file in full, whatever was hashed before; `on_bytes` gets the bytes as they go by."""
+        integrity.verify_hashes(self.paths, self.manifest.files, on_bytes)
+
+    @property
+    def model(self) -> ModelInfo:
+        """Name and sizes of the model."""
+        return self.manifest.model
+
+    @property
+    def cache(self) -> tuple[CacheTensor, ...]:
+        """The table of cache tensors."""
+        return self.manifest.cache
+
+    @property
+    def text(self) -> TextFiles:
+        """Tokenizer files and special ids."""
+        return self.manifest.text
+
+    @property
+    def chunk(self) -> int:
+        """The most new tokens that a call of the prompt graph should have."""
+        return self.manifest.graphs["prompt"].chunk or 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files, which is how many `on_bytes` will count."""
+        return sum(entry.size for entry in self.manifest.files.values())
+
+    def graph(self, phase: Phase) -> Graph:
+        """Give the graph of a phase."""
+        return self.manifest.graphs[phase]

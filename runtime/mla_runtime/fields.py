@@ -1,0 +1,125 @@
+"""Strict reading of JSON from untrusted files: every value is asked for by type and by range."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mla_runtime.errors import BundleError
+
+JSON_CAP = 16 * 2**20
+T = TypeVar("T")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object in `path`: at most 16 MB, no duplicate keys, no NaN or infinity.
+
+    Raises `BundleError` that names the file and, where JSON is malformed, the line.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(JSON_CAP + 1)
+    except OSError as cause:
+        raise BundleError(
+            f"{path}: cannot be read ({cause.strerror}); is this the folder of a bundle?"
+        ) from cause
+    if len(data) > JSON_CAP:
+        raise BundleError(
+            f"{path}: larger than the {JSON_CAP} bytes that a manifest may have; get the bundle again"
+        )
+    try:
+        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as cause:
+        raise BundleError(f"{path}: not valid JSON ({cause}); get the bundle again") from cause
+    if not isinstance(value, dict):
+        raise BundleError(
+            f"{path}: holds a {type(value).__name__} where an object belongs; get the bundle again"
+        )
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError(f"a key is given twice among {sorted(key for key, _ in pairs)}")
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+class Field:
+    """A JSON value and the place where it stands, for messages like `bundle.json: cache[3].dtype`."""
+
+    __slots__ = ("value", "where")
+
+    def __init__(self, value: Any, where: str) -> None:
+        self.value = value
+        self.where = where
+
+    def wrong(self, expected: str) -> BundleError:
+        """Make the error that says what stands here instead of `expected`."""
+        shown = repr(self.value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return BundleError(
+            f"{self.where}: {shown} is not {expected}; get the bundle again or export it again"
+        )
+
+    def object(self, required: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Field]:
+        """Take an object with exactly the `required` keys and perhaps some `optional` ones."""
+        fields = self.mapping()
+        if missing := sorted(required - fields.keys()):
+            raise BundleError(f"{self.where}: {missing[0]!r} is missing; export the bundle again")
+        if unknown := sorted(fields.keys() - required - optional):
+            raise BundleError(f"{self.where}: unknown key {unknown[0]!r}; export the bundle again")
+        return fields
+
+    def mapping(self) -> dict[str, Field]:
+        """Take an object with any keys."""
+        if not isinstance(self.value, dict):
+            raise self.wrong("an object")
+        return {key: Field(value, f"{self.where}.{key}") for key, value in self.value.items()}
+
+    def list(self, item: Callable[[Field], T]) -> tuple[T, ...]:
+        """Take a list and read each of its entries with `item`."""
+        if not isinstance(self.value, list):
+            raise self.wrong("a list")
+        return tuple(item(Field(value, f"{self.where}[{i}]")) for i, value in enumerate(self.value))
+
+    def text(self) -> str:
+        """Take a string that is not empty."""
+        if not isinstance(self.value, str) or not self.value:
+            raise self.wrong("a string that is not empty")
+        return self.value
+
+    def one_of(self, *choices: str) -> str:
+        """Take one of the strings `choices`."""
+        if self.value not in choices:
+            raise self.wrong("one of " + ", ".join(choices))
+        return str(self.value)
+
+    def integer(self, low: int, high: int = 2**62) -> int:
+        """Take an integer in [low, high]."""
+        if type(self.value) is not int or not low <= self.value <= high:
+            raise self.wrong(f"an integer in [{low}, {high}]")
+        return self.value
+
+    def number(self) -> float:
+        """Take a finite number."""
+        if type(self.value) not in (int, float) or not math.isfinite(self.value):
+            raise self.wrong("a finite number")
+        return float(self.value)
+
+    def boolean(self) -> bool:
+        """Take true or false."""
+        if type(self.value) is not bool:
+            raise self.wrong("true or false")
+        return self.value
+
+    def optional(self, item: Callable[[Field], T]) -> T | None:
+        """Take null as None and anything else with `item`."""
+        return None if self.value is None else item(self)

@@ -1,0 +1,119 @@
+"""Hashes of a bundle's files, and the stamp that says when they need not be hashed again.
+
+The stamp lives in the user's cache folder, never in the bundle: whoever can change a bundle must not
+be able to vouch for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mla_runtime.errors import BundleError
+from mla_runtime.manifest import FileEntry
+
+_BLOCK = 4 * 2**20
+OnBytes = Callable[[int], None]
+Stamp = list[int | str]
+
+
+def check_sizes(paths: Mapping[str, Path], files: Mapping[str, FileEntry]) -> None:
+    """Raise `BundleError` for the first file that is shorter or longer than its manifest says."""
+    for name, entry in files.items():
+        size = paths[name].stat().st_size
+        if size != entry.size:
+            raise BundleError(
+                f"{paths[name]}: {size} bytes, not the {entry.size} of bundle.json; get the bundle again"
+            )
+
+
+def verify_hashes(
+    paths: Mapping[str, Path], files: Mapping[str, FileEntry], on_bytes: OnBytes | None = None
+) -> None:
+    """Hash every file in full; raise `BundleError` for the first that differs.
+
+    `on_bytes` is called with the number of bytes hashed since its last call.
+    """
+    check_sizes(paths, files)
+    for name, entry in files.items():
+        found = _sha256(paths[name], on_bytes)
+        if found != entry.sha256:
+            msg = (
+                f"{paths[name]}: SHA-256 {found} is not {entry.sha256} of bundle.json; the file is damaged, "
+            )
+            raise BundleError(msg + "get the bundle again")
+
+
+def ensure_hashed(
+    root: Path, paths: Mapping[str, Path], files: Mapping[str, FileEntry], on_bytes: OnBytes | None = None
+) -> bool:
+    """Hash the bundle in `root` unless a stamp shows that exactly these files were hashed before.
+
+    Gives whether it hashed. A cache folder that cannot be written only means hashing again next time.
+    """
+    check_sizes(paths, files)
+    stamp_file = _stamp_file(root)
+    if _read(stamp_file) == _stamps(paths, files):
+        return False
+    before = _stamps(paths, files)
+    verify_hashes(paths, files, on_bytes)
+    # A file that changed while it was hashed must be hashed again, so the stamps are those of before.
+    _write(stamp_file, before)
+    return True
+
+
+def cache_folder() -> Path:
+    """Give this user's cache folder of the toolkit; `XDG_CACHE_HOME` is honoured everywhere."""
+    if (base := os.environ.get("XDG_CACHE_HOME", "")) and Path(base).is_absolute():
+        return Path(base) / "mla-export"
+    if sys.platform == "win32" and (base := os.environ.get("LOCALAPPDATA", "")):
+        return Path(base) / "mla-export"
+    return Path(os.path.expanduser("~")) / ".cache" / "mla-export"  # noqa: PTH111 - Path.home() raises without a home
+
+
+def _sha256(path: Path, on_bytes: OnBytes | None) -> str:
+    state = hashlib.sha256()
+    block = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            state.update(block[:count])
+            if on_bytes is not None:
+                on_bytes(count)
+    return state.hexdigest()
+
+
+def _stamps(paths: Mapping[str, Path], files: Mapping[str, FileEntry]) -> dict[str, Stamp]:
+    stamps: dict[str, Stamp] = {}
+    for name, entry in files.items():
+        s = paths[name].stat()
+        # ctime too: it moves even when whoever changed the file has set its mtime back.
+        stamps[name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, entry.sha256]
+    return stamps
+
+
+def _stamp_file(root: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
+    return cache_folder() / "hashed" / f"{name}.json"
+
+
+def _read(stamp_file: Path) -> object:
+    try:
+        return json.loads(stamp_file.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write(stamp_file: Path, stamps: dict[str, Stamp]) -> None:
+    try:
+        stamp_file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=stamp_file.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(stamps, file)
+        Path(name).replace(stamp_file)
+    except OSError:
+        return
