@@ -52,7 +52,7 @@ def number(kind: type, low: float, what: str) -> Callable[[str], float]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
         if not low <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is below {low:g}; {what} is wanted")
+            raise argparse.ArgumentTypeError(f"{text} is not {what}")
         return value
 
     return parse
@@ -89,7 +89,8 @@ def _export(parser: argparse.ArgumentParser) -> None:
 def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle")
     parser.add_argument("--checkpoint", help="compare with the checkpoint that the bundle was made from")
-    parser.add_argument("--steps", type=COUNT, default=32, help="greedy steps to compare")
+    parser.add_argument("--steps", type=COUNT, default=64, help="greedy steps to compare")
+    parser.add_argument("--backend", default="ort:cpu")
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +114,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle")
     parser.add_argument("--depths", type=integers, default=[0, 2048], help="tokens in the cache: 0,2048")
     parser.add_argument("--prompt", type=COUNT, default=512, metavar="N", help="prompt tokens to time")
+    parser.add_argument("--steps", type=COUNT, default=32, metavar="N", help="steps to time")
     _backend(parser)
 
 
