@@ -1,0 +1,168 @@
+"""A whole model from traced blocks: as many layers as the geometry has, over one table of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import onnx_ir as ir
+
+from mla_export.trace import OPSET, Traced, TracedModel
+from mla_graphs import ops
+from mla_graphs.contract import TensorSpec, contract
+from mla_graphs.geometry import Absorb, Float, Geometry
+
+# Newer than this, and the runtimes of older Pythons and devices do not load the graph.
+IR_VERSION = 10
+
+# Weights start at multiples of a page, so that a runtime can map them.
+ALIGNMENT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor of the weights file; its place is known before its data."""
+
+    name: str
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's data, without padding."""
+        return prod(self.shape) * int(self.dtype.itemsize)
+
+
+def layout(geometry: Geometry, traced: TracedModel) -> list[Weight]:
+    """Give every weight of the model its place in the weights file, in the order of use."""
+    named: list[tuple[str, ir.Value]] = list(traced.prelude.parameters.items())
+    for i, kind in enumerate(geometry.layer_kinds):
+        named += [(f"layers.{i}.{name}", value) for name, value in traced.layers[kind].parameters.items()]
+    named += [(_head_name(geometry, name), value) for name, value in traced.head.parameters.items()]
+    weights: dict[str, Weight] = {}
+    offset = 0
+    for name, value in named:
+        if name in weights:
+            continue  # a tied head reads the embedding's table
+        if value.dtype is None or value.shape is None:
+            raise ValueError(f"the traced parameter {name} has no type or shape")
+        shape = value.shape.numpy()
+        weights[name] = weight = Weight(name, value.dtype, shape, offset)
+        offset += -(-weight.nbytes // ALIGNMENT) * ALIGNMENT
+    return list(weights.values())
+
+
+def _head_name(geometry: Geometry, name: str) -> str:
+    return "embed.weight" if name == "weight" and geometry.tie_word_embeddings else f"head.{name}"
+
+
+def assemble(
+    geometry: Geometry,
+    absorb: Absorb,
+    dtype: Float,
+    traced: TracedModel,
+    weights: Sequence[Weight],
+    location: str,
+) -> ir.Model:
+    """Join the traced blocks into one model of `mla::` operators with the contract's signature.
+
+    Initializers point into the file `location`; no data is read or written here.
+    """
+    stamp = _Stamp({weight.name: _initializer(weight, location) for weight in weights})
+    signature = contract(geometry, absorb, dtype)
+    inputs = {spec.name: _input(spec) for spec in signature.inputs}
+    past = {spec.past.name: _input(spec.past) for spec in signature.cache}
+    first = next(iter(past.values()))
+    hidden, cos, sin, *masks = stamp(
+        traced.prelude,
+        [inputs[name] for name in ("input_ids", "position_ids", "past_lengths", "new_lengths")] + [first],
+        "",
+        {},
+    )
+    present: list[ir.Value] = []
+    for i, kind in enumerate(geometry.layer_kinds):
+        own = [spec for spec in signature.cache if spec.layer == i]
+        block_inputs = [hidden, cos, sin, *masks, *(past[spec.past.name] for spec in own)]
+        hidden, *rows = stamp(traced.layers[kind], block_inputs, f"layers.{i}.", {})
+        for spec, row in zip(own, rows, strict=True):
+            row.name = spec.present.name
+            row.shape = ir.Shape(spec.present.shape)
+            present.append(row)
+    tied = {"weight": "embed.weight"} if geometry.tie_word_embeddings else {}
+    (logits,) = stamp(traced.head, [hidden, inputs["logit_rows"]], "head.", tied)
+    logits.name = "logits"
+    logits.shape = ir.Shape(signature.outputs[0].shape)
+    graph = ir.Graph(
+        [*inputs.values(), *past.values()],
+        [logits, *present],
+        nodes=stamp.nodes,
+        initializers=list(stamp.initializers.values()),
+        opset_imports={"": OPSET, ops.DOMAIN: ops.VERSION},
+        name=f"{geometry.family}.{absorb}",
+    )
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="mla-export")
+
+
+def _initializer(weight: Weight, location: str) -> ir.Value:
+    shape = ir.Shape(weight.shape)
+    tensor = ir.ExternalTensor(
+        location, weight.offset, weight.nbytes, weight.dtype, shape=shape, name=weight.name
+    )
+    return ir.Value(name=weight.name, shape=shape, type=ir.TensorType(weight.dtype), const_value=tensor)
+
+
+def _input(spec: TensorSpec) -> ir.Value:
+    dtype = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[
+        spec.dtype
+    ]
+    return ir.Value(name=spec.name, shape=ir.Shape(spec.shape), type=ir.TensorType(dtype))
+
+
+class _Stamp:
+    """Copies a traced block into the model under a prefix, as often as it is called."""
+
+    def __init__(self, initializers: Mapping[str, ir.Value]) -> None:
+        self.initializers = dict(initializers)
+        self.nodes: list[ir.Node] = []
+
+    def __call__(
+        self, block: Traced, inputs: Sequence[ir.Value], prefix: str, renamed: Mapping[str, str]
+    ) -> list[ir.Value]:
+        """Copy `block`, fed with `inputs`, its parameters found under `prefix` or `renamed`."""
+        values: dict[ir.Value | None, ir.Value | None] = {None: None}
+        values.update(zip(block.graph.inputs, inputs, strict=True))
+        for name, value in block.parameters.items():
+            values[value] = self.initializers[renamed.get(name, prefix + name)]
+        for number, node in enumerate(block.graph):
+            name = prefix + _name(node, number)
+            attributes = dict(node.attributes)
+            if node.domain == ops.DOMAIN:
+                attributes["name"] = ir.AttrString("name", name)
+            outputs = [
+                ir.Value(
+                    name=f"{name}.{i}" if len(node.outputs) > 1 else name, shape=value.shape, type=value.type
+                )
+                for i, value in enumerate(node.outputs)
+            ]
+            copy = ir.Node(
+                node.domain,
+                node.op_type,
+                [values[value] for value in node.inputs],
+                attributes,
+                outputs=outputs,
+                name=name,
+            )
+            values.update(zip(node.outputs, outputs, strict=True))
+            self.nodes.append(copy)
+        return [out for output in block.graph.outputs if (out := values[output]) is not None]
+
+
+def _name(node: ir.Node, number: int) -> str:
+    """Where a node is in its block: an operator says it itself, the rest by their module."""
+    if node.domain == ops.DOMAIN:
+        return node.attributes["name"].as_string()
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    modules = [scope for scope in scopes.strip("[]").replace("'", "").split(", ")[:-1] if scope]
+    return ".".join([*modules[-1:], f"{node.op_type.lower()}_{number}"])
