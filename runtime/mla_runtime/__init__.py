@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mla_runtime.bench import Speed, measure
     from mla_runtime.bundle import Bundle
-    from mla_runtime.canary import CanaryResult, check_canary, record_canary
+    from mla_runtime.canary import CanaryResult, check_canary
     from mla_runtime.generate import Completion, Stream, Token
     from mla_runtime.model import Model, open  # noqa: A004 - the public name, as `gzip.open`
     from mla_runtime.sampling import Sampling
@@ -27,7 +27,6 @@ _HOMES = {
     "check_canary": "canary",
     "measure": "bench",
     "open": "model",
-    "record_canary": "canary",
 }
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "check_canary",
     "measure",
     "open",
-    "record_canary",
 ]
 
 

@@ -99,9 +99,6 @@ def _measure_at(model: Model, depth: int, rows: int, prompt_tokens: int, steps: 
             session.step(ids)
             times.append(time.perf_counter() - start)
     del times[0]
-    row_bytes = sum(
-        int(np.dtype(t.dtype).itemsize * np.prod(t.row, dtype=np.int64)) for t in model.bundle.cache
-    )
     return Speed(
         depth=depth,
         batch=batch,
@@ -110,7 +107,7 @@ def _measure_at(model: Model, depth: int, rows: int, prompt_tokens: int, steps: 
         step_seconds=float(np.median(times)),
         step_worst_seconds=max(times),
         steps=steps,
-        cache_bytes=batch * depth * row_bytes,
+        cache_bytes=batch * depth * sum(tensor.row_bytes for tensor in model.bundle.cache),
         peak_bytes=peak_memory(),
     )
 

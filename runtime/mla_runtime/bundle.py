@@ -9,6 +9,7 @@ from typing import Any
 
 from mla_runtime import integrity
 from mla_runtime.errors import BundleError
+from mla_runtime.external import check_external
 from mla_runtime.fields import read_json
 from mla_runtime.integrity import OnBytes
 from mla_runtime.manifest import CacheTensor, Graph, Manifest, ModelInfo, Phase, TextFiles, parse
@@ -56,12 +57,23 @@ class Bundle:
         return cls(root, manifest, paths, raw)
 
     def ensure_hashed(self, on_bytes: OnBytes | None = None) -> bool:
-        """Hash the files if they are new or changed since they were last hashed; give whether it did."""
-        return integrity.ensure_hashed(self.path, self.paths, self.manifest.files, on_bytes)
+        """Hash the files unless a stamp shows that exactly these were hashed before; give whether it did."""
+        # Taken before hashing: a file that changes meanwhile will not match them.
+        found = integrity.stamps(self.paths, self.manifest.files)
+        if integrity.remembered(self.path) == found:
+            return False
+        self.verify_hashes(on_bytes)
+        integrity.remember(self.path, found)
+        return True
 
     def verify_hashes(self, on_bytes: OnBytes | None = None) -> None:
-        """Hash every file in full, whatever was hashed before; `on_bytes` gets the bytes as they go by."""
+        """Hash every file in full, whatever was hashed before, and check that graphs use no other files.
+
+        `on_bytes` is called with the number of bytes hashed since its last call; all of them are `nbytes`.
+        """
         integrity.verify_hashes(self.paths, self.manifest.files, on_bytes)
+        for graph in self.manifest.graphs.values():
+            check_external(self.paths[graph.file], self.manifest.files)
 
     @property
     def model(self) -> ModelInfo:

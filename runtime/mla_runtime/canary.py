@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mla_runtime.errors import BundleError, VerificationError
-from mla_runtime.manifest import Canary
 from mla_runtime.model import Model
 
 # A canary is written in float32 and may run on another processor, where sums are taken in another
@@ -28,19 +26,6 @@ class CanaryResult:
     worst: int
     error: float
     tolerance: float
-
-
-def record_canary(model: Model, prompt_ids: Sequence[int], steps: int, top: int = 5) -> Canary:
-    """Run the prompt and `steps` greedy steps; keep the `top` best (id, logit) of each."""
-    kept: list[tuple[tuple[int, float], ...]] = []
-    with model.session(max_context=len(prompt_ids) + steps) as session:
-        logits = session.prefill([prompt_ids])[0]
-        for step in range(steps + 1):
-            order = np.lexsort((np.arange(len(logits)), -logits))[:top]
-            kept.append(tuple((int(i), float(logits[i])) for i in order))
-            if step < steps:
-                logits = session.step([kept[-1][0][0]])[0]
-    return Canary(tuple(prompt_ids), tuple(kept))
 
 
 def check_canary(model: Model) -> CanaryResult:

@@ -69,12 +69,12 @@ class Field:
             f"{self.where}: {shown} is not {expected}; get the bundle again or export it again"
         )
 
-    def object(self, required: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Field]:
-        """Take an object with exactly the `required` keys and perhaps some `optional` ones."""
+    def object(self, keys: set[str]) -> dict[str, Field]:
+        """Take an object with exactly `keys`."""
         fields = self.mapping()
-        if missing := sorted(required - fields.keys()):
+        if missing := sorted(keys - fields.keys()):
             raise BundleError(f"{self.where}: {missing[0]!r} is missing; export the bundle again")
-        if unknown := sorted(fields.keys() - required - optional):
+        if unknown := sorted(fields.keys() - keys):
             raise BundleError(f"{self.where}: unknown key {unknown[0]!r}; export the bundle again")
         return fields
 

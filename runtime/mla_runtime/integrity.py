@@ -43,28 +43,39 @@ def verify_hashes(
     for name, entry in files.items():
         found = _sha256(paths[name], on_bytes)
         if found != entry.sha256:
-            msg = (
-                f"{paths[name]}: SHA-256 {found} is not {entry.sha256} of bundle.json; the file is damaged, "
-            )
-            raise BundleError(msg + "get the bundle again")
+            msg = f"{paths[name]}: SHA-256 {found} is not {entry.sha256} of bundle.json; "
+            raise BundleError(msg + "the file is damaged, get the bundle again")
 
 
-def ensure_hashed(
-    root: Path, paths: Mapping[str, Path], files: Mapping[str, FileEntry], on_bytes: OnBytes | None = None
-) -> bool:
-    """Hash the bundle in `root` unless a stamp shows that exactly these files were hashed before.
+def stamps(paths: Mapping[str, Path], files: Mapping[str, FileEntry]) -> dict[str, Stamp]:
+    """Give what tells that files are those that were hashed: device, inode, size, times, expected hash."""
+    found: dict[str, Stamp] = {}
+    for name, entry in files.items():
+        s = paths[name].stat()
+        # ctime too: it moves even when whoever changed the file has set its mtime back.
+        found[name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, entry.sha256]
+    return found
 
-    Gives whether it hashed. A cache folder that cannot be written only means hashing again next time.
-    """
-    check_sizes(paths, files)
-    stamp_file = _stamp_file(root)
-    if _read(stamp_file) == _stamps(paths, files):
-        return False
-    before = _stamps(paths, files)
-    verify_hashes(paths, files, on_bytes)
-    # A file that changed while it was hashed must be hashed again, so the stamps are those of before.
-    _write(stamp_file, before)
-    return True
+
+def remembered(root: Path) -> object:
+    """Give the stamps kept for the folder `root`, or None."""
+    try:
+        return json.loads(_stamp_file(root).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def remember(root: Path, found: dict[str, Stamp]) -> None:
+    """Keep the stamps of `root`. A cache folder that cannot be written only means hashing again."""
+    path = _stamp_file(root)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(found, file)
+        Path(name).replace(path)
+    except OSError:
+        return
 
 
 def cache_folder() -> Path:
@@ -87,33 +98,6 @@ def _sha256(path: Path, on_bytes: OnBytes | None) -> str:
     return state.hexdigest()
 
 
-def _stamps(paths: Mapping[str, Path], files: Mapping[str, FileEntry]) -> dict[str, Stamp]:
-    stamps: dict[str, Stamp] = {}
-    for name, entry in files.items():
-        s = paths[name].stat()
-        # ctime too: it moves even when whoever changed the file has set its mtime back.
-        stamps[name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, entry.sha256]
-    return stamps
-
-
 def _stamp_file(root: Path) -> Path:
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
     return cache_folder() / "hashed" / f"{name}.json"
-
-
-def _read(stamp_file: Path) -> object:
-    try:
-        return json.loads(stamp_file.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _write(stamp_file: Path, stamps: dict[str, Stamp]) -> None:
-    try:
-        stamp_file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=stamp_file.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(stamps, file)
-        Path(name).replace(stamp_file)
-    except OSError:
-        return

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from mla_runtime.errors import BundleError
 from mla_runtime.fields import Field
@@ -45,6 +48,11 @@ class CacheTensor:
     dtype: str
     row: tuple[int, ...]
     row_format: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row: one token of one sequence."""
+        return math.prod(self.row) * int(np.dtype(self.dtype).itemsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +150,10 @@ def parse(raw: Mapping[str, Any], where: str) -> Manifest:
         raise BundleError(msg)
     required = {
         *("format", "generator", "model", "target", "opset", "absorb", "precision", "graphs"),
-        *("inputs", "outputs", "cache", "text", "source", "canary", "files"),
+        *("inputs", "outputs", "cache", "text", "source", "canary", "files", "sha256"),
     }
-    top = Field(raw, where).object(required, frozenset({"sha256"}))
-    if "sha256" in top and top["sha256"].value != digest(raw):
+    top = Field(raw, where).object(required)
+    if top["sha256"].value != digest(raw):
         raise BundleError(
             f"{where}: its content does not match its own sha256; it is damaged, get the bundle again"
         )

@@ -133,8 +133,9 @@ class Model:
             msg = (
                 f"a prompt of {longest} tokens passes the {capacity} rows "
                 "of the context; shorten it, or take "
+                "a larger max_context"
             )
-            raise CapacityError(msg + "a larger max_context")
+            raise CapacityError(msg)
         return capacity
 
     def _decode(self) -> Callable[[Sequence[int]], str] | None:

@@ -34,8 +34,9 @@ class Session:
             msg = (
                 f"max_context {limit} passes the bundle's {bundle.model.max_context}; "
                 "ask for less, or export "
+                "the model with a larger --max-context"
             )
-            raise CapacityError(msg + "the model with a larger --max-context")
+            raise CapacityError(msg)
         self.batch = batch
         self._backend = backend
         self._vocab = bundle.model.vocab_size
@@ -183,8 +184,9 @@ class Session:
         msg = (
             f"call {self._calls} ({call.phase} graph): logits of sequence "
             f"{bad} at depth {depth} are not finite; "
+            "the model overflows in this precision: export it in fp32 and compare"
         )
-        raise NumericsError(msg + "the model overflows in this precision: export it in fp32 and compare")
+        raise NumericsError(msg)
 
     def _check_count(self, count: int, where: str) -> None:
         if count != self.batch:

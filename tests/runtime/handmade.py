@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import parser
 
+from mla_runtime.manifest import digest
+
 V, H, C, R, L, POSITIONS = 61, 16, 12, 4, 2, 512
 CHUNK = 7
 
@@ -198,6 +200,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
         for path in sorted(folder.iterdir())
         if path.name != "bundle.json"
     }
+    content["sha256"] = digest(content)
     (folder / "bundle.json").write_text(json.dumps(content))
 
 

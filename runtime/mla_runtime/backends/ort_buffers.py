@@ -12,7 +12,7 @@ from mla_runtime.backends.base import Call, Float32
 from mla_runtime.bundle import Bundle
 from mla_runtime.cache import bucket
 from mla_runtime.errors import BackendError, CapacityError
-from mla_runtime.manifest import CacheTensor, Phase
+from mla_runtime.manifest import Phase
 
 Array = npt.NDArray[Any]
 
@@ -61,7 +61,7 @@ class _Buffers:
         try:
             return [np.zeros((self._batch, rows, *t.row), dtype=t.dtype) for t in self._tensors]
         except MemoryError as cause:
-            need = sum(self._batch * rows * _row_bytes(t) for t in self._tensors)
+            need = sum(self._batch * rows * t.row_bytes for t in self._tensors)
             msg = f"a cache of {self._batch} × {rows} rows takes {need} bytes, which are not there; "
             raise CapacityError(msg + "open the session with a smaller max_context or batch") from cause
 
@@ -190,7 +190,3 @@ class BucketBuffers(_Buffers):
 def bind(method: Callable[..., None], name: str, array: Array) -> None:
     """Bind the memory of a contiguous array; the caller keeps it alive until the run is over."""
     method(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-
-def _row_bytes(tensor: CacheTensor) -> int:
-    return int(np.dtype(tensor.dtype).itemsize * np.prod(tensor.row, dtype=np.int64))

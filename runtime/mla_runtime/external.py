@@ -1,0 +1,92 @@
+"""Where an ONNX file takes its weights from: read off the wire, so that a device needs no onnx package.
+
+onnxruntime before 1.24 follows `../`, absolute paths and links in an external data location wherever
+they lead (tried with 1.23.2), and no version minds a location that the manifest has no hash for.
+Field numbers are those of onnx.proto3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mla_runtime.errors import BundleError
+from mla_runtime.manifest import FileEntry
+
+# message -> field number -> message of the field; what is not listed holds no tensor
+_MESSAGES: Mapping[str, Mapping[int, str]] = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+}
+_EXTERNAL_DATA = 13
+_MAX_DEPTH = 64
+
+
+def check_external(path: Path, files: Mapping[str, FileEntry]) -> None:
+    """Raise `BundleError` unless every tensor that the ONNX file `path` keeps elsewhere is in `files`."""
+    data = memoryview(path.read_bytes())
+    try:
+        for location, offset, length in _external(data, "Model", 0):
+            if location not in files:
+                msg = f"{path}: a tensor lies in {location!r}, which bundle.json does not list; "
+                raise BundleError(msg + "do not use this bundle, get it again")
+            if not 0 <= offset <= offset + length <= files[location].size:
+                msg = f"{path}: a tensor lies at bytes {offset} to {offset + length} of {location!r}, "
+                raise BundleError(msg + f"which has {files[location].size}; get the bundle again")
+    except (ValueError, IndexError, RecursionError) as cause:
+        raise BundleError(f"{path}: not an ONNX file ({cause}); get the bundle again") from cause
+
+
+def _external(data: memoryview, message: str, depth: int) -> Iterator[tuple[str, int, int]]:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"messages nested deeper than {_MAX_DEPTH}")
+    if message == "Tensor":
+        entries = dict(_entry(value) for number, value in _fields(data) if number == _EXTERNAL_DATA)
+        if entries:
+            yield entries.get("location", ""), int(entries.get("offset", 0)), int(entries.get("length", 0))
+        return
+    inner = _MESSAGES[message]
+    for number, value in _fields(data):
+        if number in inner:
+            yield from _external(value, inner[number], depth + 1)
+
+
+def _entry(data: memoryview) -> tuple[str, str]:
+    fields = {number: str(value, "utf-8") for number, value in _fields(data)}
+    return fields.get(1, ""), fields.get(2, "")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the length-delimited fields of a message and step over the others."""
+    at, end = 0, len(data)
+    while at < end:
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(data, at)
+        elif kind == 2:
+            size, at = _varint(data, at)
+            if size > end - at:
+                raise ValueError("a field longer than its message")
+            yield tag >> 3, data[at : at + size]
+            at += size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("a number longer than ten bytes")
