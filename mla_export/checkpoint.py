@@ -190,8 +190,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 def _read_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
-    for file in sorted(set(weight_map.values())):
-        for name, info in read_header(guarded(folder, file)).items():
+    paths = {file: guarded(folder, file) for file in sorted(set(weight_map.values()))}
+    for file, path in paths.items():
+        for name, info in read_header(path).items():
             if name not in weight_map:
                 raise CheckpointError(f"{folder / file}: has tensor {name!r}, which is not in {_INDEX}")
             if name in tensors:
