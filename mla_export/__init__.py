@@ -6,6 +6,8 @@ Names are imported when they are first used: `inspect` and `run` must work where
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["export", "verify"]
 
 _HOME = {"export": "mla_export.export", "verify": "mla_export.verify"}
+
+
+class _Package(types.ModuleType):
+    """Keeps functions that are named like their modules, which an import would bind over them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
