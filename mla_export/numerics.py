@@ -1,0 +1,186 @@
+"""Hold what a bundle computed against its checkpoint, by Hugging Face's layers in float64.
+
+The budget is the error of the plain, unabsorbed layers in the bundle's own precision on the same tokens. In
+fp32 a bundle may have 4 times its largest and RMS error; in fp16 twice its RMS error, since there the largest
+error and single routing choices say little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from mla_export.compare import Budget, Comparison, Greedy, Verdict, budget, compare, greedy
+from mla_export.drive import Drive, Way
+from mla_export.reference import Pass, Precision, Reference, parameters, whole_model
+from mla_export.report import Check
+from mla_export.routing import near_ties
+from mla_runtime.errors import BundleError
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+
+PRECISIONS: dict[str, Precision] = {"float32": "float32", "float16": "float16"}
+FACTORS: dict[Precision, float] = {"float32": 4.0, "float16": 2.0}
+# a peer further off than this share of the logits' own RMS is broken and measures nothing
+MAX_PEER_ERROR: dict[Precision, float] = {"float32": 1e-3, "float16": 1e-1}
+# up to this many parameters (4 GB in fp32) Hugging Face's whole class is loaded too
+WHOLE_CLASS_PARAMETERS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What the comparison found; see `mla_export.report.Report`."""
+
+    checks: tuple[Check, ...]
+    budget: Budget
+    comparisons: tuple[Comparison, ...]
+    greedy: tuple[Greedy, ...]
+
+
+class Ground:
+    """The yardstick (float64) and the peer at all positions that a bundle was run at, found by position."""
+
+    def __init__(self, run: Drive, reference: Reference, precision: Precision):
+        self.rows = run.rows
+        self.keep = _positions(run)
+        passes = reference.forward(self.rows, ["float64", precision], self.keep)
+        self.yardstick, self.peer = passes["float64"], passes[precision]
+        self.precision = precision
+        factor = FACTORS[precision]
+        triples = list(zip(self.rows, self.yardstick, self.peer, strict=True))
+        self.behind_tie = [_from_first(len(r), _ties(reference, a, b, factor)) for r, a, b in triples]
+        self.peer_flipped = [_from_first(len(r), _flips(a, b)) for r, a, b in triples]
+
+    def at(self, passes: Sequence[Pass], way: Way) -> Array:
+        """Logits [n, V] of some passes at the positions of a way."""
+        index = [self.keep[way.prompt].index(position) for position in way.at]
+        return passes[way.prompt].logits[index]
+
+    def budget(self) -> Budget:
+        """Compute what the peer's own error allows. In fp32 only where it took the yardstick's experts."""
+        strict = self.precision == "float32"
+        clean = [
+            ~(flipped[kept] & strict) for flipped, kept in zip(self.peer_flipped, self.keep, strict=True)
+        ]
+        if not any(rows.any() for rows in clean):
+            # every row is behind a flip: `_peer_check` decides whether this can stand
+            clean = [np.ones(len(rows), dtype=bool) for rows in clean]
+        peer, want = (
+            np.concatenate([p.logits[rows] for p, rows in zip(passes, clean, strict=True)])
+            for passes in (self.peer, self.yardstick)
+        )
+        name = f"Hugging Face's layers in {self.precision}"
+        return budget(peer, want, FACTORS[self.precision], name, judges_max=strict)
+
+
+def hold(run: Drive, reference: Reference, precision: str) -> Numbers:
+    """Judge every way that a bundle was run, and its greedy tokens.
+
+    Raises BundleError for a compute precision that has no peer.
+    """
+    if precision not in PRECISIONS:
+        raise BundleError(
+            f"compute precision {precision!r} has no peer to verify against; known: {[*PRECISIONS]}"
+        )
+    ground = Ground(run, reference, PRECISIONS[precision])
+    allowed = ground.budget()
+    checks = [_peer_check(ground, allowed), _whole_class(run, reference, ground, allowed)]
+    return Numbers(tuple(checks), allowed, _comparisons(run, ground, allowed), _greedy(run, ground, allowed))
+
+
+def _positions(run: Drive) -> list[list[int]]:
+    """Every position of each row at which some way has logits."""
+    keep: list[set[int]] = [set() for _ in run.prompts]
+    for way in run.ways:
+        keep[way.prompt].update(way.at)
+    return [sorted(positions) for positions in keep]
+
+
+def _comparisons(run: Drive, ground: Ground, allowed: Budget) -> tuple[Comparison, ...]:
+    """One comparison a kind of way, over all prompts."""
+    found = []
+    for name in dict.fromkeys(way.name for way in run.ways):
+        ways = [way for way in run.ways if way.name == name]
+        got = np.concatenate([way.logits for way in ways])
+        want = np.concatenate([ground.at(ground.yardstick, way) for way in ways])
+        tie = np.concatenate([ground.behind_tie[way.prompt][list(way.at)] for way in ways])
+        found.append(compare(name, got, want, allowed, tie))
+    return tuple(found)
+
+
+def _greedy(run: Drive, ground: Ground, allowed: Budget) -> tuple[Greedy, ...]:
+    found = []
+    for index, (prompt, tokens) in enumerate(zip(run.prompts, run.tokens, strict=True)):
+        at = tuple(range(len(prompt) - 1, len(prompt) - 1 + len(tokens)))
+        want = ground.at(ground.yardstick, Way("", index, at, np.empty(0)))
+        tie = ground.behind_tie[index][list(at)]
+        name = f"{index + 1}: {len(prompt)} tokens"
+        found.append(greedy(name, tokens, want, 2 * allowed.max_abs, tie))
+    return tuple(found)
+
+
+def _peer_check(ground: Ground, allowed: Budget) -> Check:
+    """Refuse a budget that a broken reference would make wide."""
+    logits = np.concatenate([p.logits for p in ground.yardstick])
+    share = allowed.rms / allowed.factor / float(np.sqrt(np.mean(logits**2)))
+    limit = MAX_PEER_ERROR[ground.precision]
+    flips = sum(int(flipped.any()) for flipped in ground.peer_flipped)
+    found = f"{allowed.peer}: RMS error {share:.1e} of the logits' RMS, {limit:.0e} allowed"
+    if flips:
+        found += f"; it took other experts than in float64 in {flips} of {len(ground.peer_flipped)} prompts"
+    return Check("the reference's own error", "pass" if share <= limit else "fail", found)
+
+
+def _whole_class(run: Drive, reference: Reference, ground: Ground, allowed: Budget) -> Check:
+    """Hold a small model also against Hugging Face's whole class, loaded and run by its own code."""
+    name = "Hugging Face's whole class"
+    config = reference.checkpoint.config
+    if (count := parameters(reference.checkpoint)) > WHOLE_CLASS_PARAMETERS:
+        return Check(name, "skipped", f"{count / 1e9:.1f} B parameters; up to 1 B are loaded at once")
+    if config.get("model_type") != reference.geometry.family or "quantization_config" in config:
+        return Check(name, "skipped", "transformers does not load this folder as it stands")
+    if ground.precision != "float32":
+        return Check(name, "skipped", "it is a witness in float32, and this bundle computes in float16")
+    whole = [Pass(p, ()) for p in whole_model(reference, ground.rows, ground.keep)]
+    verdicts: list[Verdict] = []
+    widest = 0.0
+    # both are off by their own rounding: the bundle by what it may, the class by its own, once
+    more = 1 + 1 / allowed.factor
+    both = Budget(allowed.factor + 1, allowed.max_abs * more, allowed.rms * more, True, allowed.peer)
+    for way in run.ways:
+        tie = ground.behind_tie[way.prompt][list(way.at)]
+        found = compare(name, way.logits, ground.at(whole, way), both, tie)
+        verdicts.append(found.verdict)
+        widest = max(widest, found.errors.max_abs)
+    worst: Verdict = "fail" if "fail" in verdicts else "ambiguous" if "ambiguous" in verdicts else "pass"
+    return Check(name, worst, f"bundle within {widest:.1e} of its logits, {both.max_abs:.1e} allowed")
+
+
+def _flips(wide: Pass, narrow: Pass) -> list[Array]:
+    """Tell for each gate which tokens [S] took other experts."""
+    pairs = zip(wide.routing, narrow.routing, strict=True)
+    return [(a.chosen != b.chosen).any(axis=-1) for a, b in pairs if a is not None and b is not None]
+
+
+def _ties(reference: Reference, wide: Pass, narrow: Pass, factor: float) -> list[Array]:
+    """Tell for each gate which tokens [S] it could well have routed otherwise."""
+    moe = reference.geometry.moe
+    ties: list[Array] = []
+    for layer, (a, b) in enumerate(zip(wide.routing, narrow.routing, strict=True)):
+        if a is not None and b is not None and moe is not None:
+            bias = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
+            correction = reference.read(bias).double().numpy() if moe.correction_bias else None
+            ties.append(near_ties(a.logits, b.logits, moe, correction, factor))
+    return ties
+
+
+def _from_first(length: int, gates: list[Array]) -> Array:
+    """Mark all tokens [S] from the first marked one on: its routing moves all tokens that attend to it."""
+    marks = np.zeros(length, dtype=bool)
+    for gate in gates:
+        marks |= gate
+    accumulated: Array = np.logical_or.accumulate(marks)
+    return accumulated
