@@ -26,7 +26,9 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
     for i in range(L):
         shapes |= {f"wl{i}": (H, C), f"wr{i}": (H, R), f"ql{i}": (H, C), f"qr{i}": (H, R), f"wo{i}": (C, H)}
     made = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    made["head"] *= 2
+    for name, array in made.items():
+        if name not in ("embed", "position"):
+            array /= np.float32(array.shape[0] ** 0.5)
     return made
 
 

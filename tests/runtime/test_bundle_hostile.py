@@ -1,0 +1,147 @@
+"""Broken and hostile bundles: each file is refused with its exact error, before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mla_runtime
+from mla_runtime.bundle import Bundle
+from mla_runtime.errors import BundleError
+from tests.runtime.broken import content, refused, save
+
+
+@pytest.mark.parametrize("name", ["step.onnx", "prompt.onnx", "weights.data"])
+def test_any_flipped_bit_is_found(folder: Path, name: str) -> None:
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    for place in (0, len(data) // 2, len(data) - 1):
+        for bit in (0, 7):
+            data[place] ^= 1 << bit
+            path.write_bytes(data)
+            refused(folder, f"{path}: SHA-256 {hashlib.sha256(data).hexdigest()} is not ")
+            data[place] ^= 1 << bit
+    path.write_bytes(data)
+    mla_runtime.open(folder)
+
+
+def test_any_flipped_bit_of_the_manifest_is_found(folder: Path) -> None:
+    path = folder / "bundle.json"
+    data = bytearray(path.read_bytes())
+    for place in range(0, len(data), 7):
+        bit = 1 << (place % 8)
+        data[place] ^= bit
+        path.write_bytes(data)
+        with pytest.raises(BundleError):
+            Bundle.open(folder)
+        data[place] ^= bit
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [(lambda data: data[:-1], "bytes, not the"), (lambda data: data + b"\0", "bytes, not the")],
+    ids=["truncated", "over-long"],
+)
+def test_sizes(folder: Path, change: Callable[[bytes], bytes], problem: str) -> None:
+    path = folder / "weights.data"
+    data = path.read_bytes()
+    path.write_bytes(change(data))
+    refused(folder, f"{path}: {len(change(data))} {problem} {len(data)} of bundle.json; get the bundle again")
+
+
+def test_a_missing_file(folder: Path) -> None:
+    (folder / "weights.data").unlink()
+    refused(folder, f"{folder / 'bundle.json'}: files: {folder / 'weights.data'} is missing")
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "not a folder; give the folder of a bundle, the one that holds bundle.json")
+    refused(tmp_path, f"{tmp_path / 'bundle.json'} is missing")
+
+
+def test_a_newer_format(folder: Path) -> None:
+    # a newer format may have other keys and no digest: it must still be told apart
+    (folder / "bundle.json").write_text(json.dumps({"format": 2, "something": "new"}))
+    refused(folder, "format 2, newer than 1, the newest known here; upgrade mla-export to run it")
+
+
+@pytest.mark.parametrize("version", [None, "1", 0, True, 1.0])
+def test_no_format(folder: Path, version: Any) -> None:
+    save(folder, content(folder) | {"format": version})
+    refused(folder, f"format is {version!r}, not a format number; this is not a bundle of mla-export")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret",
+        "a/../../secret",
+        "/etc/passwd",
+        "..",
+        "",
+        ".",
+        "C:\\secret",
+        "..\\secret",
+        "C:secret",
+        "a\0b",
+    ],
+)
+def test_paths_stay_inside(folder: Path, name: str) -> None:
+    raw = content(folder)
+    raw["files"][name] = raw["files"].pop("weights.data")
+    save(folder, raw)
+    refused(folder, f"{folder / 'bundle.json'}: files: {name!r} is not a plain relative path inside {folder}")
+
+
+def test_links_stay_inside(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "weights.data"
+    shutil.move(folder / "weights.data", outside)
+    (folder / "weights.data").symlink_to(outside)
+    refused(folder, f"{folder / 'weights.data'} is a link that leads out of its folder, to {outside}")
+    (folder / "weights.data").unlink()
+    shutil.move(outside, folder / "inside.data")
+    (folder / "weights.data").symlink_to("inside.data")
+    Bundle.open(folder)
+
+
+def test_a_link_to_a_folder_outside(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(folder / "weights.data", tmp_path / "elsewhere")
+    (folder / "sub").symlink_to(tmp_path / "elsewhere")
+    raw = content(folder)
+    raw["files"]["sub/weights.data"] = raw["files"].pop("weights.data")
+    save(folder, raw)
+    refused(folder, "is a link that leads out of its folder")
+
+
+def test_links_of_a_hugging_face_cache_are_followed_to_their_blobs_only(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "models--someone--model"
+    snapshot, blobs = model / "snapshots" / "0123abcd", model / "blobs"
+    snapshot.parent.mkdir(parents=True)
+    shutil.move(folder, snapshot)
+    blobs.mkdir()
+    shutil.move(snapshot / "weights.data", blobs / "feed")
+    (snapshot / "weights.data").symlink_to("../../blobs/feed")
+    Bundle.open(snapshot)
+    shutil.move(blobs / "feed", model / "feed")
+    (snapshot / "weights.data").unlink()
+    (snapshot / "weights.data").symlink_to("../../feed")
+    refused(snapshot, "is a link that leads out of its folder")
+
+
+def test_a_loop_of_links(folder: Path) -> None:
+    (folder / "weights.data").unlink()
+    (folder / "weights.data").symlink_to("weights.data")
+    refused(folder, f"{folder / 'weights.data'} is missing or cannot be read")
+
+
+def test_a_folder_in_place_of_a_file(folder: Path) -> None:
+    (folder / "weights.data").unlink()
+    (folder / "weights.data").mkdir()
+    refused(folder, f"{folder / 'weights.data'} is not a regular file")

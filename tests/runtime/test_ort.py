@@ -1,0 +1,282 @@
+"""ONNX Runtime for real, on a hand-made bundle: no copies, no memory, no trace of rows that do not count."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import mla_runtime
+from mla_runtime.backends.ort_buffers import BucketBuffers, SlotBuffers
+from mla_runtime.errors import BackendError, BundleError, CapacityError, InputError, NumericsError
+from tests.runtime.handmade import V, make_bundle, reference, write_manifest
+
+IDS = np.random.default_rng(3).integers(0, V, 60).tolist()
+# fp32 against float64: scores reach 30, whose rounding of 4 × 2^-24 × 30 is the relative error of a
+# probability; times logits of 5 and two layers that is 7e-5. One wrong row of a cache gives 1e-2.
+CLOSE = {"atol": 1e-4, "rtol": 0}
+
+
+def buffers(session: mla_runtime.Session) -> Any:
+    return session._buffers
+
+
+def test_prompt_and_steps_match_the_float64_reference(model: mla_runtime.Model) -> None:
+    want = reference(IDS)
+    with model.session() as s:
+        np.testing.assert_allclose(s.prefill([IDS[:17]])[0], want[16], **CLOSE)
+        for n in range(17, 60):
+            np.testing.assert_allclose(s.step([IDS[n]])[0], want[n], **CLOSE)
+
+
+@pytest.mark.parametrize("cuts", [(1, 2, 3), (7, 14), (8, 9, 30), (30,)])
+def test_chunks_do_not_change_the_logits(model: mla_runtime.Model, cuts: tuple[int, ...]) -> None:
+    with model.session() as s:
+        for start, end in zip((0, *cuts), (*cuts, 40), strict=True):
+            logits = s.prefill([IDS[start:end]])
+    np.testing.assert_allclose(logits[0], reference(IDS[:40])[-1], **CLOSE)
+
+
+def test_a_row_in_a_ragged_batch_equals_the_row_alone(model: mla_runtime.Model) -> None:
+    rows = [IDS[:1], IDS[5:35], IDS[10:22]]
+    with model.session(3) as s:
+        logits = s.prefill(rows)
+        for step in range(80):
+            for b, row in enumerate(rows):
+                if logits[b].any():
+                    np.testing.assert_allclose(logits[b], reference(row)[-1], **CLOSE)
+            # the second sequence rests every third step, so lengths part further
+            ids = [IDS[step % 60], None if step % 3 == 0 else 5, 7]
+            logits = s.step(ids)
+            rows = [row if token is None else [*row, token] for row, token in zip(rows, ids, strict=True)]
+        assert s.lengths == tuple(map(len, rows))
+        assert isinstance(buffers(s), BucketBuffers)
+
+
+def test_one_sequence_computes_new_rows_into_their_slots(
+    model: mla_runtime.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: dict[str, tuple[tuple[int, ...], int]] = {}
+    monkeypatch.setattr(
+        "mla_runtime.backends.ort_buffers.bind",
+        lambda method, name, array: (
+            bound.__setitem__(name, (array.shape, array.ctypes.data)),
+            method(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data),
+        ),
+    )
+    with model.session() as s:
+        assert isinstance(buffers(s), SlotBuffers)
+        s.prefill([IDS[:5]])
+        before = [rows.ctypes.data for rows in buffers(s)._rows]
+        s.step([1])
+        for tensor, rows in zip(model.bundle.cache, buffers(s)._rows, strict=True):
+            assert bound[tensor.past] == ((1, 5, *tensor.row), rows.ctypes.data)
+            assert bound[tensor.present] == ((1, 1, *tensor.row), rows[:, 5:].ctypes.data)
+            assert rows[0, 5].any(), "the new row is not in its slot"
+            assert not rows[0, 6:].any(), "something was written beyond the new row"
+        assert [rows.ctypes.data for rows in buffers(s)._rows] == before
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_poison_beyond_the_length_changes_nothing(model: mla_runtime.Model, batch: int) -> None:
+    clean, poisoned = model.session(batch, 64), model.session(batch, 64)
+    prompts = [IDS[:9], IDS[20:23]][:batch]
+    clean.prefill(prompts)
+    poisoned.prefill(prompts)
+    # A single sequence is shown its exact length, so even NaN may lie behind; several share a stride,
+    # and rows behind a short one are masked but multiplied by zero: finite, as the contract says.
+    poison = np.nan if batch == 1 else 1e4
+    for rows in buffers(poisoned)._rows:
+        for index, prompt in enumerate(prompts):
+            rows[index, len(prompt) :] = poison
+    ids = [3, 4][:batch]
+    assert np.array_equal(clean.step(ids), poisoned.step(ids))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_failed_step_leaves_finite_rows_and_can_be_run_again(
+    model: mla_runtime.Model, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, ids = [IDS[:9], IDS[20:23]][:batch], [3, 4][:batch]
+    with model.session(batch) as twin:
+        twin.prefill(prompts)
+        want = twin.step(ids)
+    with model.session(batch) as s:
+        s.prefill(prompts)
+        held = buffers(s)
+        run = type(held).run
+
+        def fails(self: Any, call: Any) -> Any:
+            logits = run(self, call)
+            for rows in self._rows:  # what a broken kernel may leave behind
+                for index, past in enumerate(call.past_lengths):
+                    rows[index, past : past + 1] = np.nan
+            logits[0, 0] = np.inf
+            return logits
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(held), "run", fails)
+            with pytest.raises(NumericsError, match="step graph"):
+                s.step(ids)
+        assert s.lengths == tuple(map(len, prompts))
+        assert all(np.isfinite(rows).all() for rows in held._rows)
+        assert np.array_equal(s.step(ids), want)
+
+
+def test_an_engine_error_names_graph_and_depth(
+    model: mla_runtime.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with model.session() as s:
+        s.prefill([IDS[:9]])
+        with monkeypatch.context() as patch:
+            patch.setattr(s, "_positions", 10**6)
+            patch.setattr(s._lengths, "limit", 10**6)
+            patch.setattr(s, "_vocab", 10**6)
+            with pytest.raises(BackendError, match="step graph, 1 × 1 new tokens at depth 9: "):
+                s.step([V + 5])
+        assert s.lengths == (9,)
+        np.testing.assert_allclose(s.step([IDS[9]])[0], reference(IDS[:10])[-1], **CLOSE)
+
+
+def test_two_sessions_of_a_model_do_not_mix(model: mla_runtime.Model) -> None:
+    with model.session() as a, model.session() as b:
+        a.prefill([IDS[:9]])
+        b.prefill([IDS[30:35]])
+        first, second = a.step([1]), b.step([1])
+    np.testing.assert_allclose(first[0], reference([*IDS[:9], 1])[-1], **CLOSE)
+    np.testing.assert_allclose(second[0], reference([*IDS[30:35], 1])[-1], **CLOSE)
+
+
+def test_an_fp16_cache_halves_the_bytes(tmp_path: Path, model: mla_runtime.Model) -> None:
+    with mla_runtime.open(make_bundle(tmp_path / "half", cache="float16"), threads=1) as half:
+        with half.session(2, 64) as s, model.session(2, 64) as full:
+            s.prefill([IDS[:9], IDS[:4]])
+            full.prefill([IDS[:9], IDS[:4]])
+            logits, exact = s.step([3, 4]), full.step([3, 4])
+            assert 2 * s.nbytes == full.nbytes
+        # rows of about 1 rounded to 11 bits, through two layers of softmax over products of about 4
+        np.testing.assert_allclose(logits, exact, atol=1e-2)
+        assert not np.array_equal(logits, exact)
+        with half.session() as alone:
+            alone.prefill([IDS[:9]])
+            np.testing.assert_allclose(alone.step([3])[0], logits[0], **CLOSE)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_memory_is_flat_over_a_thousand_steps(model: mla_runtime.Model, batch: int) -> None:
+    def private() -> int:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("no RssAnon")
+
+    with model.session(batch) as s:
+        for _ in range(3):  # arenas and row memory reach their sizes
+            s.fill(1)
+            for step in range(500):
+                s.step([step % V] * batch)
+        before = private()
+        for _ in range(2):
+            s.fill(1)
+            for step in range(500):
+                s.step([step % V] * batch)
+        grown = private() - before
+    assert grown < 256 * 1024, f"{grown} bytes more after 1,000 steps"
+
+
+def test_graphs_are_loaded_when_first_used_and_once(bundle: Path) -> None:
+    with mla_runtime.open(bundle, threads=1) as model:
+        backend: Any = model.backend
+        assert backend._graphs == {}
+        for _ in range(2):
+            with model.session() as s:
+                s.prefill([[1]])
+                s.step([2])
+        assert sorted(backend._graphs) == [("prompt", False), ("step", False)]
+        with model.session(2) as s:
+            s.prefill([[1], [2]])
+            s.step([2, 3])
+        assert sorted(backend._graphs) == [("prompt", False), ("step", False), ("step", True)]
+
+
+def test_a_provider_that_is_not_there_is_named_with_those_that_are(bundle: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("the CUDA provider is there")
+    with pytest.raises(BackendError, match=r"the provider CUDAExecutionProvider is not there.*CPUExec"):
+        mla_runtime.open(bundle, "ort:cuda")
+
+
+def test_unknown_backends_and_threads_are_refused(bundle: Path) -> None:
+    with pytest.raises(BackendError, match="no backend 'ort'; known are ort:cpu, ort:cuda"):
+        mla_runtime.open(bundle, "ort")
+    with pytest.raises(InputError, match="threads is 0"):
+        mla_runtime.open(bundle, threads=0)
+
+
+def test_a_missing_engine_says_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match=r"not installed; install onnxruntime \(extra `cpu`\)"):
+        mla_runtime.open(bundle)
+
+
+def test_a_cache_larger_than_memory_is_a_capacity_error(
+    model: mla_runtime.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "zeros", no_memory)
+    with pytest.raises(CapacityError, match=r"a cache of 1 × 64 rows takes 8192 bytes"):
+        model.backend.buffers(1, 64)
+
+
+def _edit_graph(folder: Path, edit: Any) -> None:
+    proto = onnx.load(folder / "step.onnx", load_external_data=False)
+    edit(proto.graph)
+    (folder / "step.onnx").write_bytes(proto.SerializeToString())
+    content = json.loads((folder / "bundle.json").read_text())
+    del content["sha256"]
+    write_manifest(folder, content)
+
+
+def test_a_graph_with_another_signature_is_refused(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "b")
+
+    def rename(graph: Any) -> None:
+        del graph.output[1]
+
+    _edit_graph(folder, rename)
+    with mla_runtime.open(folder) as model, model.session() as s:
+        s.prefill([[1]])
+        with pytest.raises(BundleError, match=r"output 'present_0_latent' is in bundle.json but not the"):
+            s.step([1])
+
+
+def test_a_graph_of_another_dtype_is_refused(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "b", cache="float32")
+    content = json.loads((folder / "bundle.json").read_text())
+    del content["sha256"]
+    content["cache"][1]["dtype"] = "float16"
+    write_manifest(folder, content)
+    with (
+        mla_runtime.open(folder) as model,
+        model.session() as s,
+        pytest.raises(BundleError, match=r"'past_0_rope' is tensor\(float\), bundle.json says float16"),
+    ):
+        s.prefill([[1]])
+
+
+def test_what_is_not_a_graph_is_a_backend_error(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "b")
+    _edit_graph(folder, lambda graph: graph.ClearField("node"))
+    with mla_runtime.open(folder) as model, model.session() as s:
+        s.prefill([[1]])
+        with pytest.raises(BackendError, match=r"ort:cpu: .*step.onnx does not load"):
+            s.step([1])
