@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 FAMILIES = ("deepseek_v2", "deepseek_v3", "minicpm3", "youtu", "glm4_moe_lite")
@@ -196,17 +197,18 @@ def make_checkpoint(
     from transformers import AutoModelForCausalLM
 
     path = Path(path)
-    model = AutoModelForCausalLM.from_config(hf_config(family, **overrides), dtype=torch.float32)
-    model.save_pretrained(path)
-    generator, tied = torch.Generator().manual_seed(seed), model.config.tie_word_embeddings
-    names = {name: tuple(tensor.shape) for name, tensor in load_file(path / "model.safetensors").items()}
+    config = hf_config(family, **overrides)
+    # saved once for the names and shapes that the library publishes under, then drawn anew
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(path, max_shard_size="1TB")
+    with safe_open(path / "model.safetensors", "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+    generator = torch.Generator().manual_seed(seed)
     tensors = {
-        name: draw(name, shape, tied, generator).to(
-            torch.float32 if name.endswith("correction_bias") else dtype
+        name: draw(name, shape, config.tie_word_embeddings, generator).to(
+            torch.float32 if name.endswith("e_score_correction_bias") else dtype
         )
-        for name, shape in sorted(names.items())
+        for name, shape in shapes.items()
     }
-    edit_config(path, lambda config: config.update(dtype=str(dtype).removeprefix("torch.")))
     write_tensors(path, tensors, shards)
     return path
 

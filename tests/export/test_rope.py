@@ -103,6 +103,13 @@ def test_tables_equal_those_of_transformers_module() -> None:
         np.testing.assert_allclose(mine, theirs[0, :, :half].double().numpy(), atol=512 * FREQUENCY_RTOL)
 
 
+def test_the_original_context_may_stand_at_the_top_level() -> None:
+    inside = hf_config("deepseek_v3").to_diff_dict()
+    outside = {**inside, "rope_parameters": yarn(original_max_position_embeddings=None)}
+    outside["original_max_position_embeddings"] = 64
+    assert family_of(outside).geometry(outside) == family_of(inside).geometry(inside)
+
+
 def test_rope_scaling_and_rope_parameters_are_read_alike() -> None:
     new = hf_config("deepseek_v3").to_diff_dict()
     parameters = dict(new["rope_parameters"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,7 +86,7 @@ def test_headers_that_are_not_json_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, packed(b"{", 0)).startswith("header: is not JSON: Expecting property name")
     assert refusal(tmp_path, packed(b'{"\xff":1}', 0)).startswith("header: is not JSON: 'utf-8' codec")
     deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    assert refusal(tmp_path, packed(deep, 0)).startswith("header: is not JSON: maximum recursion depth")
+    assert refusal(tmp_path, packed(deep, 0)).startswith("header: is not JSON: ")
     digits = b'{"a":' + b"9" * 10_000 + b"}"
     assert refusal(tmp_path, packed(digits, 0)).startswith("header: is not JSON: Exceeds the limit")
 
@@ -159,6 +160,21 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
         f"its tensors end at byte {len(content) + 1}, but the file at {len(content)}; it was cut short: "
         "download it again"
     )
+
+
+def test_a_file_that_cannot_be_read_or_ends_early_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(CheckpointError) as caught:
+        read_header(file)
+    assert str(caught.value) == f"{file}: cannot be read: No such file or directory"
+    # the size that the folder tells is more than reading gives: the file is being replaced
+    file.write_bytes(struct.pack("<Q", 9) + b"{}")
+    monkeypatch.setattr(Path, "stat", lambda self, **_: SimpleNamespace(st_size=100))
+    with pytest.raises(CheckpointError) as caught:
+        read_header(file)
+    assert str(caught.value) == f"{file}: ended inside its header; download it again"
 
 
 VALID = packed({"a": entry(0, 8), "b": entry(8, 12)}, 12)
