@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ V, H, C, R, L, POSITIONS = 61, 16, 12, 4, 2, 512
 CHUNK = 7
 
 
-def weights(seed: int = 0) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(seed)
+def weights() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"embed": (V, H), "position": (POSITIONS, H), "head": (H, V)}
     for i in range(L):
         shapes |= {f"wl{i}": (H, C), f"wr{i}": (H, R), f"ql{i}": (H, C), f"qr{i}": (H, R), f"wo{i}": (C, H)}
@@ -133,10 +134,14 @@ def _save_graph(folder: Path, name: str, arrays: dict[str, np.ndarray], dtype: s
     (folder / name).write_bytes(model.SerializeToString())
 
 
-def make_bundle(folder: Path, *, cache: str = "float32", seed: int = 0, **changes: Any) -> Path:
-    """Write the bundle into `folder`; `changes` replace top-level entries of the manifest."""
+def make_bundle(
+    folder: Path, *, cache: str = "float32", files: Mapping[str, str] | None = None, **changes: Any
+) -> Path:
+    """Write the bundle and `files` into `folder`; `changes` replace top-level entries of the manifest."""
     folder.mkdir(parents=True)
-    arrays = weights(seed)
+    for name, text in (files or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    arrays = weights()
     (folder / "weights.data").write_bytes(b"".join(array.tobytes() for array in arrays.values()))
     dtype = {"float32": "float", "float16": "float16"}[cache]
     for name in ("step.onnx", "prompt.onnx"):
@@ -206,9 +211,9 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     (folder / "bundle.json").write_text(json.dumps(content))
 
 
-def reference(ids: list[int], seed: int = 0) -> np.ndarray:
+def reference(ids: list[int]) -> np.ndarray:
     """Logits [S, V] after every id of one sequence, in float64 and without a cache."""
-    w = {name: array.astype(np.float64) for name, array in weights(seed).items()}
+    w = {name: array.astype(np.float64) for name, array in weights().items()}
     x = w["embed"][ids] + w["position"][: len(ids)]
     seen = np.tril(np.ones((len(ids), len(ids)), dtype=bool))
     for i in range(L):
