@@ -32,7 +32,7 @@ $(VENV)/.dev: $(VENV)/.demo
 	@touch $@
 
 demo: $(VENV)/.demo
-	@$(BIN)/mla-export demo
+	@$(BIN)/mla-export demo --keep out/demo
 
 test: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

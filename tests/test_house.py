@@ -96,11 +96,8 @@ def test_blocking_works():
 @pytest.mark.parametrize("package", PACKAGES)
 def test_public_names_are_exactly_all(package: str):
     module = importlib.import_module(package)
-    public = {
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
-    }
+    shown = {name for name in dir(module) if not name.startswith("_")} - {"annotations"}
+    public = {name for name in shown if not isinstance(getattr(module, name), ModuleType)}
     declared = set(module.__all__)
     assert len(module.__all__) == len(declared)
     assert public <= declared, f"public but not in __all__: {sorted(public - declared)}"

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 def show(inspection: Inspection, out: Console) -> None:
     """Print an inspection as tables."""
     geometry = inspection.geometry
-    out.print(f"{inspection.path}: {geometry.family}, {_kind(inspection)}", style="bold")
+    out.print(f"{inspection.path}: {geometry.family}, {_kind(inspection)}", style="bold", soft_wrap=True)
     out.print()
     for name, value in _facts(inspection):
         out.print(f"  {name:<14} {value}", soft_wrap=True)
