@@ -19,8 +19,10 @@ def render(path: Path, messages: Sequence[Mapping[str, Any]], tokens: Mapping[st
 
     `tokens` are the special tokens' text (`bos_token`, ...). The environment is Jinja's immutable
     sandbox: no attributes beginning with `_`, no changes to what is passed in, ranges of at most
-    100,000. A template can still waste time and memory. Raises `InputError` with the template's own complaint about the messages, `BundleError`
-    for a template that does not compile or breaks a rule.
+    100,000. A template can still waste time and memory.
+
+    Raises `InputError` with the template's own complaint about the messages, and `BundleError` for a
+    template that does not compile or breaks a rule.
     """
     try:
         from jinja2 import TemplateError
