@@ -124,6 +124,14 @@ def test_gates_of_the_published_models() -> None:
     assert (kimi.scoring, kimi.group_score, kimi.n_group, kimi.topk_group) == ("sigmoid", None, 1, 1)
 
 
+def test_pairs_are_interleaved_in_all_but_minicpm3() -> None:
+    ways = {
+        path.stem: geometry_of(published(path.stem)).rotary.interleaved for path in CONFIGS.glob("*.json")
+    }
+    assert len(ways) == 8
+    assert {name for name, interleaved in ways.items() if not interleaved} == {"MiniCPM3-4B"}
+
+
 def test_minicpm3_scalings_tied_head_and_halves() -> None:
     geometry = geometry_of(published("MiniCPM3-4B"))
     assert geometry.embedding_scale == 12.0

@@ -33,6 +33,7 @@ YARNS: dict[str, dict[str, Any]] = {
     "betas_absent": {"beta_fast": None, "beta_slow": None},
     "betas_equal": {"beta_fast": 1.0, "beta_slow": 1.0},
     "not_truncated": {"truncate": False},
+    "ramp_beyond_the_last_pair": {"original_max_position_embeddings": 1 << 20},
 }
 # transformers computes frequencies in float32: a power and a few products, each within half a unit
 # in the last place of 2^-23; the power's own error grows with ln(theta).

@@ -152,6 +152,16 @@ def test_only_blobs_beside_snapshots_may_be_linked_to(path: Path, tmp_path: Path
     assert "outside the model folder" in refusal(snapshot)
 
 
+def test_blobs_are_no_way_out_of_a_folder_that_is_no_snapshot(path: Path, tmp_path: Path) -> None:
+    blobs, copies = tmp_path / "blobs", tmp_path / "copies"
+    blobs.mkdir()
+    copies.mkdir()
+    folder = path.rename(copies / "1")
+    weights = folder / "model.safetensors"
+    weights.symlink_to(weights.rename(blobs / "abc"))
+    assert "outside the model folder" in refusal(folder)
+
+
 def test_a_dangling_link_a_loop_and_a_folder_are_refused(sharded: Path) -> None:
     shard = sharded / FIRST
     shard.unlink()
