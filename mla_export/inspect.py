@@ -121,7 +121,7 @@ def _inspect_checkpoint(root: Path, max_context: int | None) -> Inspection:
 
 def _inspect_config(file: Path, max_context: int | None) -> Inspection:
     from mla_export.checkpoint import MAX_JSON_BYTES
-    from mla_export.families import family_of
+    from mla_export.families import family_of, text_config
     from mla_export.safetensors_file import parse_json
 
     if not file.is_file():
@@ -134,4 +134,7 @@ def _inspect_config(file: Path, max_context: int | None) -> Inspection:
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: not a JSON object; give the config.json of a model")
     geometry = family_of(config).geometry(config, max_context)
-    return Inspection(file, "config", geometry, notes=("no safetensors here: tensors are not accounted for",))
+    notes = ["no safetensors here: tensors are not accounted for"]
+    if drafts := text_config(config).get("num_nextn_predict_layers"):
+        notes.append(f"{drafts} multi-token-prediction layer(s) are left out: they only draft ahead")
+    return Inspection(file, "config", geometry, notes=tuple(notes))

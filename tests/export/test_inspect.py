@@ -19,6 +19,7 @@ from mla_graphs import Geometry
 from mla_runtime.errors import BundleError, ConfigError
 from tests.checkpoints import FAMILIES, VARIANTS, append_mtp, hf_config, make_checkpoint
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL = {**{family: (family, {}) for family in FAMILIES}, **VARIANTS}
 
 
@@ -89,6 +90,18 @@ def test_a_bare_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "scale, embedding" in shown
     assert main(["inspect", str(tmp_path), "--max-context", "64"]) == 0
     assert "up to 64 tokens" in capsys.readouterr().out
+
+
+def test_layers_that_only_draft_are_mentioned(capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(CONFIGS / "DeepSeek-V3.json")]) == 0
+    assert "1 multi-token-prediction layer(s) are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.json")), ids=lambda file: file.stem)
+def test_published_configurations(file: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(file), "--json"]) == 0
+    attention = json.loads(capsys.readouterr().out)["attention"]
+    assert 1.0 < attention["merged_uk"]["ratio"] < attention["merged"]["ratio"] < 4.0
 
 
 def test_json_holds_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
