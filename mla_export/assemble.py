@@ -141,10 +141,8 @@ class _Stamp:
             if node.domain == ops.DOMAIN:
                 attributes["name"] = ir.AttrString("name", name)
             outputs = [
-                ir.Value(
-                    name=f"{name}.{i}" if len(node.outputs) > 1 else name, shape=value.shape, type=value.type
-                )
-                for i, value in enumerate(node.outputs)
+                ir.Value(name=full, shape=value.shape, type=value.type)
+                for full, value in zip(_output_names(node, name), node.outputs, strict=True)
             ]
             copy = ir.Node(
                 node.domain,
@@ -166,3 +164,11 @@ def _name(node: ir.Node, number: int) -> str:
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
     modules = [scope for scope in scopes.strip("[]").replace("'", "").split(", ")[:-1] if scope]
     return ".".join([*modules[-1:], f"{node.op_type.lower()}_{number}"])
+
+
+def _output_names(node: ir.Node, name: str) -> list[str]:
+    if len(node.outputs) == 1:
+        return [name]
+    if node.domain == ops.DOMAIN:
+        return [f"{name}.{output}" for output in ops.OPERATORS[node.op_type].outputs]
+    return [f"{name}.{i}" for i in range(len(node.outputs))]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 import torch
 
-from mla_export import progress, publish, weights_file
+from mla_export import canary, progress, publish, weights_file
 from mla_export.assemble import Weight, assemble, layout
 from mla_export.checkpoint import Checkpoint
 from mla_export.costs import parameters
@@ -22,17 +22,17 @@ from mla_export.trace import OPSET, TracedModel, trace
 from mla_graphs.contract import contract
 from mla_graphs.geometry import Absorb, Float, Geometry, Phase
 from mla_graphs.lowering import lower
-from mla_runtime import Bundle, Model, backends, record_canary
+from mla_runtime import backends
+from mla_runtime.bundle import Bundle
 from mla_runtime.errors import ConfigError
 from mla_runtime.manifest import FORMAT, Canary, digest
+from mla_runtime.model import Model
 
 TARGET = "portable"
 WEIGHTS = "weights.data"
 GRAPHS: dict[Phase, str] = {"step": "step.onnx", "prompt": "prompt.onnx"}
 DTYPES: dict[str, Float] = {"fp32": "float32", "fp16": "float16"}
 DEFAULT_CHUNK = 512
-CANARY_PROMPT = 8
-CANARY_STEPS = 4
 # Beside the weights: graphs, tokenizer, and what a file system rounds up.
 _MARGIN = 64 * 2**20
 
@@ -121,17 +121,15 @@ def export(
         }
         _write_manifest(staging, manifest)
         with progress.task("canary"):
-            manifest["canary"] = dataclasses.asdict(_canary(staging, geometry))
+            manifest["canary"] = dataclasses.asdict(_canary(staging))
         _write_manifest(staging, manifest)
     return target
 
 
-def _canary(staging: Path, geometry: Geometry) -> Canary:
-    """Give the logits of a few ids. The files were hashed as they were written, so not again here."""
+def _canary(staging: Path) -> Canary:
+    """Record the canary. The files were hashed as they were written, so not again here."""
     bundle = Bundle.open(staging)
-    prompt = [(7919 * i + 17) % geometry.vocab_size for i in range(min(CANARY_PROMPT, geometry.max_context))]
-    steps = min(CANARY_STEPS, geometry.max_context - len(prompt))
-    return record_canary(Model(bundle, backends.load("ort:cpu", bundle, None)), prompt, steps)
+    return canary.record(Model(bundle, backends.load("ort:cpu", bundle, None)))
 
 
 def _write_graph(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ OPSET = 20
 
 # Sizes that stand for the contract's symbols while tracing. They differ from each other and are not
 # small, so that the exporter neither merges two symbols nor specialises on 0 or 1.
-_EXAMPLE = {"B": 3, "S": 5, "T": 7, "N": 15, "P": 12}
+_EXAMPLE = {"B": 3, "S": 5, "T": 7, "N": 11, "B*S": 15, "T + S": 12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _trace(block: nn.Module, inputs: Sequence[_Input], outputs: Sequence[str]) -> Traced:
-    dims = {symbol: torch.export.Dim(symbol) for symbol in _EXAMPLE}
+    dims = {symbol: torch.export.Dim(f"d{i}") for i, symbol in enumerate(_EXAMPLE)}
     with FakeTensorMode():
         example = tuple(
             torch.empty([_EXAMPLE[d] if isinstance(d, str) else d for d in shape], dtype=dtype)
@@ -90,7 +91,28 @@ def _trace(block: nn.Module, inputs: Sequence[_Input], outputs: Sequence[str]) -
         )
     if exported is None:
         raise RuntimeError("the exporter gave no program")
-    return Traced(exported.model.graph)
+    graph = exported.model.graph
+    _name_symbols(graph, [shape for _, _, shape in inputs])
+    return Traced(graph)
+
+
+def _name_symbols(graph: ir.Graph, shapes: Sequence[tuple[int | str, ...]]) -> None:
+    """Call the exporter's s13, s70, … by the contract's symbols, in every value."""
+    names = {
+        str(dim): str(symbol)
+        for value, shape in zip(graph.inputs, shapes, strict=True)
+        for dim, symbol in zip(value.shape or (), shape, strict=True)
+        if isinstance(symbol, str)
+    }
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                dim
+                if isinstance(dim, int)
+                else re.sub(r"s\d+", lambda match: names.get(match[0], match[0]), str(dim))
+                for dim in value.shape
+            )
 
 
 def trace(geometry: Geometry, absorb: Absorb, dtype: Float) -> TracedModel:
@@ -111,8 +133,8 @@ def trace(geometry: Geometry, absorb: Absorb, dtype: Float) -> TracedModel:
         hidden,
         ("cos", torch.float32, ("B", 1, "S", half)),
         ("sin", torch.float32, ("B", 1, "S", half)),
-        ("visible", torch.bool, ("B", 1, "S", "P")),
-        ("counts", torch.bool, ("N",)),
+        ("visible", torch.bool, ("B", 1, "S", "T + S")),
+        ("counts", torch.bool, ("B*S",)),
         ("split", int64, (1,)),
         ("fold", int64, (3,)),
         ("unfold", int64, (4,)),

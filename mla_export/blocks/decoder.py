@@ -115,13 +115,13 @@ class Head(nn.Module):
         super().__init__()
         g = geometry
         self.scale = g.logit_scale
-        self.norm = RMSNorm("head.norm", g.hidden_size, g.rms_norm_eps, dtype)
+        self.norm = RMSNorm("norm", g.hidden_size, g.rms_norm_eps, dtype)
         self.weight = weight(g.vocab_size, g.hidden_size, dtype=dtype)
 
     def forward(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """From hidden [B,S,hidden] and row numbers [N] give float32 logits [N,V]."""
         n, width = rows.shape[0], hidden.shape[-1]
-        chosen = emit("SelectRows", (hidden, rows), "head.rows", (hidden.dtype, (n, width)), width=width)[0]
+        chosen = emit("SelectRows", (hidden, rows), "rows", (hidden.dtype, (n, width)), width=width)[0]
         shape = (n, self.weight.shape[0])
         x = self.norm(chosen)
-        return emit("Logits", (x, self.weight), "head.logits", (torch.float32, shape), scale=self.scale)[0]
+        return emit("Logits", (x, self.weight), "logits", (torch.float32, shape), scale=self.scale)[0]

@@ -81,10 +81,6 @@ class Builder:
         """Give a constant scalar of a float type."""
         return self._constants(np.array(value, dtype=dtype.numpy()))
 
-    def flag(self, value: bool) -> ir.Value:
-        """Give a constant bool scalar."""
-        return self._constants(np.array(value))
-
     def float32(self, x: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         """Give x in float32; `dtype` is the type it has."""
         return x if dtype == ir.DataType.FLOAT else self.op("Cast", x, name=name, to=ir.DataType.FLOAT)

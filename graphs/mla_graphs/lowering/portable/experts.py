@@ -45,7 +45,7 @@ def tiled(b: Builder, call: Call) -> Values:
     zero = b.op("Expand", b.number(0.0, dtype), b.ints(1, hidden), name="zero")
     padded = b.op("Concat", x, zero, axis=0, name="padded")  # [N+1,hidden]
     body = _tile_body(b, padded, tokens, tile_experts, gate_up, down)
-    outputs = b.op("Loop", tiles, b.flag(True), body=body, name="loop")
+    outputs = b.op("Loop", tiles, None, body=body, name="loop")
     flat = b.op("Reshape", outputs, b.ints(-1, hidden), name="tile_rows")
     own = b.op("Gather", flat, slots, axis=0, name="own_rows")  # [N·K,hidden]
     own = b.op("Reshape", own, b.ints(-1, top_k, hidden), name="own")

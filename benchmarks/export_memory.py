@@ -1,0 +1,40 @@
+"""Time and peak memory of an export, beside copying the same bytes.
+
+    python benchmarks/export_memory.py CHECKPOINT OUT [mla-export export options]
+
+The export runs as the command line runs it, in a process of its own, so that its peak is its own. The
+copy writes the bundle's weights file once more, flushed to the disk, in the same run.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    checkpoint, out, *options = sys.argv[1:]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "mla_export", "export", checkpoint, out, *options], check=True)
+    exported = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    weights = Path(out) / "weights.data"
+    copy = Path(out).with_name(f"{Path(out).name}.copy")
+    start = time.perf_counter()
+    shutil.copyfile(weights, copy)
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())
+    copied = time.perf_counter() - start
+    copy.unlink()
+    size = weights.stat().st_size
+    print(f"weights file {size / 1e9:.2f} GB, export {exported:.1f} s, peak RSS {peak / 1e9:.2f} GB")
+    print(f"copying the weights file {copied:.1f} s: the export takes {exported / copied:.1f} times that")
+
+
+if __name__ == "__main__":
+    main()

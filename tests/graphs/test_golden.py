@@ -1,0 +1,26 @@
+"""The text of small graphs is what was reviewed."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from mla_export.trace import trace
+from tests.graphs import golden
+
+traced = functools.cache(lambda absorb: trace(golden.GEOMETRY, absorb, "float32"))
+
+
+@pytest.mark.parametrize("stem", golden.KEPT)
+def test_graph_is_as_reviewed(stem):
+    absorb, phase = golden.KEPT[stem]
+    written = golden.text(golden.build(traced(absorb), absorb, phase))
+    kept = (golden.FOLDER / f"{stem}.txt").read_text(encoding="utf-8")
+    assert written == kept, (
+        f"graphs/golden/{stem}.txt differs; if it should, run python -m tests.graphs.golden"
+    )
+
+
+def test_folder_holds_nothing_else():
+    assert {path.name for path in golden.FOLDER.iterdir()} == {f"{stem}.txt" for stem in golden.KEPT}

@@ -1,0 +1,153 @@
+"""What target `portable` promises of every graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import onnx_ir as ir
+import pytest
+
+from mla_export.trace import trace
+from mla_graphs import ops
+from mla_graphs.contract import contract
+from mla_graphs.lowering import portable
+from tests.graphs import golden
+
+# What the parser of TensorRT 10.3 lists (its documentation's operator table), of what we write.
+TENSORRT_10_3 = {
+    *(
+        "Add",
+        "And",
+        "Cast",
+        "Concat",
+        "Constant",
+        "CumSum",
+        "Div",
+        "Equal",
+        "Expand",
+        "Gather",
+        "GatherElements",
+    ),
+    *(
+        "Gemm",
+        "Identity",
+        "Less",
+        "LessOrEqual",
+        "Loop",
+        "MatMul",
+        "Max",
+        "Min",
+        "Mul",
+        "Pow",
+        "Range",
+        "ReduceMax",
+    ),
+    *(
+        "ReduceMean",
+        "ReduceSum",
+        "Reshape",
+        "ScatterND",
+        "Shape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Sqrt",
+    ),
+    *("Squeeze", "Sub", "TopK", "Transpose", "Unsqueeze", "Where"),
+}
+FORMS = [(absorb, phase) for absorb in ("factored", "merged", "expanded") for phase in ("step", "prompt")]
+
+traced = functools.cache(lambda absorb, dtype: trace(golden.GEOMETRY, absorb, dtype))
+
+
+def nodes(graph: ir.Graph) -> list[ir.Node]:
+    found = []
+    for node in graph:
+        found.append(node)
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                found += nodes(attribute.as_graph())
+    return found
+
+
+@pytest.mark.parametrize(("absorb", "phase"), FORMS)
+def test_only_standard_operators_that_tensorrt_10_3_lists(absorb, phase):
+    model = golden.build(traced(absorb, "float32"), absorb, phase)
+    assert model.ir_version <= 10
+    assert dict(model.graph.opset_imports) == {"": 20}
+    assert {node.domain for node in nodes(model.graph)} == {""}
+    assert {node.op_type for node in nodes(model.graph)} <= TENSORRT_10_3
+
+
+@pytest.mark.parametrize("absorb", ["factored", "merged", "expanded"])
+def test_step_has_no_control_flow(absorb):
+    step = golden.build(traced(absorb, "float32"), absorb, "step")
+    assert not {node.op_type for node in nodes(step.graph)} & {"Loop", "If", "Scan", "NonZero"}
+    prompt = golden.build(traced(absorb, "float32"), absorb, "prompt")
+    assert [node.op_type for node in nodes(prompt.graph)].count("Loop") == 1  # one layer has experts
+
+
+@pytest.mark.parametrize(("absorb", "phase"), FORMS)
+def test_names_are_unique_and_say_where_they_are(absorb, phase):
+    model = golden.build(traced(absorb, "float32"), absorb, phase)
+    every = nodes(model.graph)
+    names = [node.name for node in every]
+    values = [value.name for node in every for value in node.outputs] + list(model.graph.initializers)
+    assert len(set(names)) == len(names)
+    assert len(set(values)) == len(values)
+    assert "layers.1.attention.scores" in names
+    roots = ("embed", "rotary_rows", "visibility", "layers.0.", "layers.1.", "head.")
+    assert [name for name in names if not name.startswith(roots)] == []
+
+
+@pytest.mark.parametrize(("absorb", "phase"), FORMS)
+def test_signature_is_the_contract(absorb, phase):
+    model = golden.build(traced(absorb, "float32"), absorb, phase)
+    expected = contract(golden.GEOMETRY, absorb, "float32")
+
+    def described(values):
+        return [
+            (v.name, v.dtype.numpy().name, tuple(d if isinstance(d, int) else str(d) for d in v.shape))
+            for v in values
+        ]
+
+    inputs = [*expected.inputs, *(spec.past for spec in expected.cache)]
+    outputs = [*expected.outputs, *(spec.present for spec in expected.cache)]
+    assert described(model.graph.inputs) == [(s.name, s.dtype, s.shape) for s in inputs]
+    assert described(model.graph.outputs) == [(s.name, s.dtype, s.shape) for s in outputs]
+
+
+def test_layers_are_stamped_not_traced():
+    """Four layers come from the trace of two kinds, and the graph grows by whole layers."""
+    geometry = dataclasses.replace(
+        golden.GEOMETRY, num_hidden_layers=4, layer_kinds=("dense", "moe", "moe", "moe")
+    )
+    two = golden.build(traced("factored", "float32"), "factored", None)
+    four = golden.build(traced("factored", "float32"), "factored", None, geometry)
+    moe = [node for node in two.graph if str(node.name).startswith("layers.1.")]
+    assert len(list(four.graph)) == len(list(two.graph)) + 2 * len(moe)
+
+
+def test_float16_keeps_norms_scores_and_routing_in_float32():
+    model = golden.build(traced("factored", "float16"), "factored", "step")
+    by_name = {node.name: node for node in model.graph}
+    assert (
+        by_name["layers.0.attention.softmax"].inputs[0].producer().inputs[1].name.endswith("scores_float32")
+    )
+    assert by_name["layers.0.attention_norm.square"].inputs[0].name == "layers.0.attention_norm.float32"
+    assert model.graph.initializers["layers.1.moe.router.weight"].dtype == ir.DataType.FLOAT
+    assert model.graph.initializers["rotary.cos"].dtype == ir.DataType.FLOAT
+    assert model.graph.initializers["layers.1.moe.experts.down"].dtype == ir.DataType.FLOAT16
+
+
+def test_every_operator_is_used_and_lowered():
+    used = {
+        node.op_type
+        for absorb in ("factored", "expanded")
+        for node in golden.build(traced(absorb, "float32"), absorb, None).graph
+        if node.domain == ops.DOMAIN
+    }
+    assert used == set(ops.OPERATORS)
+    assert set(portable.rules("step")) == set(portable.rules("prompt")) == set(ops.OPERATORS)
