@@ -38,8 +38,8 @@ def print_json(value: Any) -> None:
 
 
 def count(value: float) -> str:
-    """Write a number of parameters: 3.4 M, 15.7 B."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+    """Write a number of parameters: 3.4 M, 15.7 B, 1.0 T."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.{1 if value < 100 * limit else 0}f} {unit}"
     return f"{value:.0f}"

@@ -1,0 +1,56 @@
+"""The documents are true where a program can tell: commands parse, exit codes and links exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mla_export import cli
+from mla_export.commands.demo import NEXT
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "SECURITY.md"]
+COMMAND = re.compile(r"^ {4}\$? ?mla-export (?!COMMAND)(.+)$", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+def shown_commands() -> list[str]:
+    documents = [line for path in DOCUMENTS for line in COMMAND.findall(path.read_text(encoding="utf-8"))]
+    return [*documents, *NEXT]
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_shown_commands_parse(line: str):
+    cli.build_parser().parse_args(shlex.split(line, comments=True))
+
+
+def test_there_are_commands_to_check():
+    assert {line.split()[0] for line in shown_commands()} >= {"inspect", "export", "verify", "run", "bench"}
+
+
+def test_every_command_and_exit_code_is_documented():
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for command in cli.COMMANDS:
+        assert f"| `{command}" in text
+    codes = {value for name, value in vars(cli).items() if name.startswith("EXIT_")}
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert documented == codes
+
+
+def test_every_option_of_the_main_commands_is_documented():
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    commands = cli.build_parser()._subparsers._group_actions[0].choices
+    for name in ("export", "verify", "run", "bench"):
+        for action in commands[name]._actions:
+            for option in action.option_strings:
+                if option.startswith("--"):
+                    assert f"`{option}" in text or f"`{option} " in text, f"{name} {option}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path):
+    for target in LINK.findall(path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
