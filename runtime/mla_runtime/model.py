@@ -13,7 +13,7 @@ from mla_runtime.errors import CapacityError, InputError
 from mla_runtime.generate import Completion, Limits, Row, Stream, complete
 from mla_runtime.integrity import OnBytes
 from mla_runtime.sampling import Sampling
-from mla_runtime.session import Session
+from mla_runtime.session import Session, context_limit
 from mla_runtime.text import Text, load_text
 
 Prompt = str | Sequence[int]
@@ -70,8 +70,9 @@ class Model:
         """
         ids = self._ids(prompt)
         limits = self._limits(max_tokens, stop, stop_ids)
-        row = Row(ids, sampling, limits, self._capacity([ids], max_context), self._decode())
-        return Stream(lambda: self.session(1, max_context), ids, row)
+        capacity = self._capacity([ids], max_context)
+        row = Row(ids, sampling, limits, capacity, self._decode())
+        return Stream(lambda: self.session(1, min(capacity, len(ids) + max_tokens)), ids, row)
 
     def complete(
         self,
@@ -128,14 +129,10 @@ class Model:
         return Limits(max_tokens, frozenset(ids), tuple(stop))
 
     def _capacity(self, prompts: Sequence[Sequence[int]], max_context: int | None) -> int:
-        capacity = self.bundle.model.max_context if max_context is None else max_context
+        capacity = context_limit(self.bundle, max_context)
         if (longest := max(map(len, prompts))) > capacity:
-            msg = (
-                f"a prompt of {longest} tokens passes the {capacity} rows "
-                "of the context; shorten it, or take "
-                "a larger max_context"
-            )
-            raise CapacityError(msg)
+            msg = f"a prompt of {longest} tokens passes the {capacity} rows of the context; "
+            raise CapacityError(msg + "shorten it, or take a larger max_context")
         return capacity
 
     def _decode(self) -> Callable[[Sequence[int]], str] | None:

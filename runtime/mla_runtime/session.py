@@ -15,6 +15,21 @@ from mla_runtime.errors import CapacityError, InputError, NumericsError, Session
 from mla_runtime.manifest import Phase
 
 
+def context_limit(bundle: Bundle, max_context: int | None) -> int:
+    """Give the most rows of a sequence: `max_context`, or the bundle's own limit for None.
+
+    Raises `InputError` below 1 and `CapacityError` beyond the bundle's limit.
+    """
+    most = bundle.model.max_context
+    limit = most if max_context is None else max_context
+    if limit < 1:
+        raise InputError(f"max_context is {limit}; it must be at least 1")
+    if limit > most:
+        msg = f"max_context {limit} passes the bundle's {most}; ask for less, or export the model "
+        raise CapacityError(msg + "with a larger --max-context")
+    return limit
+
+
 class Session:
     """Decodes B sequences of different lengths over one cache.
 
@@ -25,18 +40,9 @@ class Session:
     def __init__(
         self, backend: Backend, bundle: Bundle, batch: int = 1, max_context: int | None = None
     ) -> None:
-        limit = bundle.model.max_context if max_context is None else max_context
+        limit = context_limit(bundle, max_context)
         if batch < 1:
             raise InputError(f"batch is {batch}; it must be at least 1")
-        if limit < 1:
-            raise InputError(f"max_context is {limit}; it must be at least 1")
-        if limit > bundle.model.max_context:
-            msg = (
-                f"max_context {limit} passes the bundle's {bundle.model.max_context}; "
-                "ask for less, or export "
-                "the model with a larger --max-context"
-            )
-            raise CapacityError(msg)
         self.batch = batch
         self._backend = backend
         self._vocab = bundle.model.vocab_size

@@ -66,6 +66,8 @@ def test_what_cannot_start_raises_before_the_stream() -> None:
     m, backend = model()
     with pytest.raises(CapacityError, match="a prompt of 3 tokens passes the 2 rows of the context"):
         m.generate(PROMPT, max_context=2)
+    with pytest.raises(CapacityError, match="max_context 65 passes the bundle's 64"):
+        m.generate(PROMPT, max_context=65)
     with pytest.raises(InputError, match="the prompt is empty"):
         m.generate([])
     with pytest.raises(InputError, match="max_tokens is 0"):

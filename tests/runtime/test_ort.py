@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,45 @@ def test_an_engine_error_names_graph_and_depth(
         np.testing.assert_allclose(s.step([IDS[9]])[0], reference(IDS[:10])[-1], **CLOSE)
 
 
+def test_memory_that_runs_short_is_a_capacity_error(
+    model: mla_runtime.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with model.session() as s:
+        s.prefill([IDS[:9]])
+        graph = model.backend.graph("step", 1)  # type: ignore[attr-defined]
+
+        class Short:
+            io_binding = graph.io_binding
+
+            def run_with_iobinding(self, binding: Any) -> None:
+                raise RuntimeError("Failed to allocate memory for requested buffer of size 5")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(s._buffers._graphs, "graph", lambda phase, batch: Short())  # type: ignore[attr-defined]
+            with pytest.raises(CapacityError, match="at depth 9: memory is short"):
+                s.step([1])
+        np.testing.assert_allclose(s.step([IDS[9]])[0], reference(IDS[:10])[-1], **CLOSE)
+
+
+def test_threads_share_a_model(model: mla_runtime.Model) -> None:
+    found: dict[int, np.ndarray] = {}
+
+    def work(start: int) -> None:
+        with model.session() as s:
+            s.prefill([IDS[start : start + 10]])
+            for token in IDS[:20]:
+                found[start] = s.step([token])[0]
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for start in range(6):
+        want = reference([*IDS[start : start + 10], *IDS[:20]])[-1]
+        np.testing.assert_allclose(found[start], want, **CLOSE)
+
+
 def test_two_sessions_of_a_model_do_not_mix(model: mla_runtime.Model) -> None:
     with model.session() as a, model.session() as b:
         a.prefill([IDS[:9]])
@@ -211,6 +251,27 @@ def test_a_provider_that_is_not_there_is_named_with_those_that_are(bundle: Path)
         pytest.skip("the CUDA provider is there")
     with pytest.raises(BackendError, match=r"the provider CUDAExecutionProvider is not there.*CPUExec"):
         mla_runtime.open(bundle, "ort:cuda")
+
+
+def test_a_provider_that_did_not_load_is_named_with_the_one_that_did(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fallen:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def get_providers(self) -> list[str]:
+            return ["OtherExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
+    with (
+        mla_runtime.open(bundle) as model,
+        model.session() as s,
+        pytest.raises(
+            BackendError, match="asked for on CPUExecutionProvider and loaded on OtherExecutionProv"
+        ),
+    ):
+        s.prefill([[1]])
 
 
 def test_unknown_backends_and_threads_are_refused(bundle: Path) -> None:
