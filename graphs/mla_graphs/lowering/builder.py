@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.Graph | ir.DataType
+Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.Graph | ir.DataType | ir.TensorProtocol
 
 
 class Constants:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from mla_graphs.lowering.builder import Builder, Call
@@ -129,5 +130,6 @@ def _tile_body(
     output = inner.op(
         "MatMul", hidden, inner.op("Gather", down, expert, axis=0, name="down_of"), name="down_product"
     )
-    go_on = inner.op("Identity", go, name="go_on")
+    # TensorRT wants a loop with a trip count alone, and then does not know the condition passed in.
+    go_on = inner.op("Constant", value=ir.tensor(np.array(True)), name="go_on")
     return ir.Graph([tile, go], [go_on, output], nodes=inner.nodes, name=inner.prefix)
