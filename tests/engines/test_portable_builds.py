@@ -1,0 +1,67 @@
+"""The portable graphs of every family build into TensorRT-RTX engines, on a machine with no GPU.
+
+Building is parsing and compiling ahead of time; nothing is run here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mla_export.export import export
+from tests.checkpoints import FAMILIES, make_checkpoint
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install mla-export[rtx]")
+
+# The least, best and most of each symbol of the contract, in a step and in a prompt.
+PROFILES = {
+    "step": {"B": (1, 1, 4), "S": (1, 1, 4), "T": (1, 128, 256), "N": (1, 1, 4)},
+    "prompt": {"B": (1, 1, 4), "S": (1, 64, 64), "T": (1, 128, 256), "N": (1, 1, 4)},
+}
+
+
+@pytest.fixture(scope="module")
+def logger():
+    """The bindings keep the first logger they see for the life of the process."""
+    return trt.Logger(trt.Logger.ERROR)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def bundle(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    layers = {"num_hidden_layers": 2}
+    if request.param == "glm4_moe_lite":
+        layers["mlp_layer_types"] = ["dense", "sparse"]
+    source = make_checkpoint(folder / "checkpoint", request.param, **layers)
+    return export(source, folder / "bundle", dtype="fp16", max_context=64, chunk=32)
+
+
+def shapes(manifest: dict) -> Iterator[tuple[str, list[int | str]]]:
+    for tensor in manifest["inputs"]:
+        yield tensor["name"], tensor["shape"]
+    for tensor in manifest["cache"]:
+        yield tensor["past"], ["B", "T", *tensor["row"]]
+
+
+@pytest.mark.parametrize("phase", PROFILES)
+def test_engine_builds(bundle, phase, logger):
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    parsed = parser.parse_from_file(str(bundle / f"{phase}.onnx"))
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    assert parsed, [(error.node_name(), error.desc()) for error in errors]
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    for name, shape in shapes(json.loads((bundle / "bundle.json").read_text())):
+        bounds = [[PROFILES[phase][d][i] if isinstance(d, str) else d for d in shape] for i in range(3)]
+        profile.set_shape(name, *bounds)
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    assert config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    engine = builder.build_serialized_network(network, config)
+    assert engine is not None
+    assert engine.nbytes > 0
