@@ -40,24 +40,40 @@ class Numbers:
     greedy: tuple[Greedy, ...]
 
 
+@dataclass(frozen=True, slots=True)
 class Ground:
-    """The yardstick (float64) and the peer at all positions that a bundle was run at, found by position."""
+    """What a run is judged by: the yardstick (float64) and the peer, at the positions `keep` of each row.
 
-    def __init__(self, run: Drive, reference: Reference, precision: Precision):
-        self.rows = run.rows
-        self.keep = _positions(run)
-        passes = reference.forward(self.rows, ["float64", precision], self.keep)
-        self.yardstick, self.peer = passes["float64"], passes[precision]
-        self.precision = precision
+    `behind_tie` and `peer_flipped` [S] a row mark the tokens from the first on that a gate might route
+    otherwise, or that the peer did.
+    """
+
+    keep: list[list[int]]
+    yardstick: list[Array]
+    peer: list[Array]
+    precision: Precision
+    behind_tie: list[Array]
+    peer_flipped: list[Array]
+
+    @classmethod
+    def of(cls, run: Drive, reference: Reference, precision: Precision) -> Ground:
+        """Force every row of a run through the reference, in float64 and in the peer's precision."""
+        keep = positions(run)
+        passes = reference.forward(run.rows, ["float64", precision], keep)
+        triples = list(zip(run.rows, passes["float64"], passes[precision], strict=True))
         factor = FACTORS[precision]
-        triples = list(zip(self.rows, self.yardstick, self.peer, strict=True))
-        self.behind_tie = [_from_first(len(r), _ties(reference, a, b, factor)) for r, a, b in triples]
-        self.peer_flipped = [_from_first(len(r), _flips(a, b)) for r, a, b in triples]
+        return cls(
+            keep,
+            [wide.logits for wide in passes["float64"]],
+            [narrow.logits for narrow in passes[precision]],
+            precision,
+            [from_first(len(r), _ties(reference, a, b, factor)) for r, a, b in triples],
+            [from_first(len(r), _flips(a, b)) for r, a, b in triples],
+        )
 
-    def at(self, passes: Sequence[Pass], way: Way) -> Array:
-        """Logits [n, V] of some passes at the positions of a way."""
-        index = [self.keep[way.prompt].index(position) for position in way.at]
-        return passes[way.prompt].logits[index]
+    def at(self, logits: Sequence[Array], way: Way) -> Array:
+        """Take from logits [n, V] a row those at the positions of a way."""
+        return logits[way.prompt][[self.keep[way.prompt].index(position) for position in way.at]]
 
     def budget(self) -> Budget:
         """Compute what the peer's own error allows. In fp32 only where it took the yardstick's experts."""
@@ -69,8 +85,8 @@ class Ground:
             # every row is behind a flip: `_peer_check` decides whether this can stand
             clean = [np.ones(len(rows), dtype=bool) for rows in clean]
         peer, want = (
-            np.concatenate([p.logits[rows] for p, rows in zip(passes, clean, strict=True)])
-            for passes in (self.peer, self.yardstick)
+            np.concatenate([logits[rows] for logits, rows in zip(source, clean, strict=True)])
+            for source in (self.peer, self.yardstick)
         )
         name = f"Hugging Face's layers in {self.precision}"
         return budget(peer, want, FACTORS[self.precision], name, judges_max=strict)
@@ -85,22 +101,22 @@ def hold(run: Drive, reference: Reference, precision: str) -> Numbers:
         raise BundleError(
             f"compute precision {precision!r} has no peer to verify against; known: {[*PRECISIONS]}"
         )
-    ground = Ground(run, reference, PRECISIONS[precision])
+    ground = Ground.of(run, reference, PRECISIONS[precision])
     allowed = ground.budget()
-    checks = [_peer_check(ground, allowed), _whole_class(run, reference, ground, allowed)]
-    return Numbers(tuple(checks), allowed, _comparisons(run, ground, allowed), _greedy(run, ground, allowed))
+    checks = (_peer_check(ground, allowed), _whole_class(run, reference, ground, allowed))
+    return Numbers(checks, allowed, comparisons(run, ground, allowed), greedy_tokens(run, ground, allowed))
 
 
-def _positions(run: Drive) -> list[list[int]]:
+def positions(run: Drive) -> list[list[int]]:
     """Every position of each row at which some way has logits."""
     keep: list[set[int]] = [set() for _ in run.prompts]
     for way in run.ways:
         keep[way.prompt].update(way.at)
-    return [sorted(positions) for positions in keep]
+    return [sorted(at) for at in keep]
 
 
-def _comparisons(run: Drive, ground: Ground, allowed: Budget) -> tuple[Comparison, ...]:
-    """One comparison a kind of way, over all prompts."""
+def comparisons(run: Drive, ground: Ground, allowed: Budget) -> tuple[Comparison, ...]:
+    """Judge the logits of each kind of way, over all prompts."""
     found = []
     for name in dict.fromkeys(way.name for way in run.ways):
         ways = [way for way in run.ways if way.name == name]
@@ -111,7 +127,8 @@ def _comparisons(run: Drive, ground: Ground, allowed: Budget) -> tuple[Compariso
     return tuple(found)
 
 
-def _greedy(run: Drive, ground: Ground, allowed: Budget) -> tuple[Greedy, ...]:
+def greedy_tokens(run: Drive, ground: Ground, allowed: Budget) -> tuple[Greedy, ...]:
+    """Judge the greedy tokens of each prompt by the yardstick's logits after the same tokens."""
     found = []
     for index, (prompt, tokens) in enumerate(zip(run.prompts, run.tokens, strict=True)):
         at = tuple(range(len(prompt) - 1, len(prompt) - 1 + len(tokens)))
@@ -124,7 +141,7 @@ def _greedy(run: Drive, ground: Ground, allowed: Budget) -> tuple[Greedy, ...]:
 
 def _peer_check(ground: Ground, allowed: Budget) -> Check:
     """Refuse a budget that a broken reference would make wide."""
-    logits = np.concatenate([p.logits for p in ground.yardstick])
+    logits = np.concatenate(ground.yardstick)
     share = allowed.rms / allowed.factor / float(np.sqrt(np.mean(logits**2)))
     limit = MAX_PEER_ERROR[ground.precision]
     flips = sum(int(flipped.any()) for flipped in ground.peer_flipped)
@@ -144,7 +161,7 @@ def _whole_class(run: Drive, reference: Reference, ground: Ground, allowed: Budg
         return Check(name, "skipped", "transformers does not load this folder as it stands")
     if ground.precision != "float32":
         return Check(name, "skipped", "it is a witness in float32, and this bundle computes in float16")
-    whole = [Pass(p, ()) for p in whole_model(reference, ground.rows, ground.keep)]
+    whole = whole_model(reference, run.rows, ground.keep)
     verdicts: list[Verdict] = []
     widest = 0.0
     # both are off by their own rounding: the bundle by what it may, the class by its own, once
@@ -177,7 +194,7 @@ def _ties(reference: Reference, wide: Pass, narrow: Pass, factor: float) -> list
     return ties
 
 
-def _from_first(length: int, gates: list[Array]) -> Array:
+def from_first(length: int, gates: list[Array]) -> Array:
     """Mark all tokens [S] from the first marked one on: its routing moves all tokens that attend to it."""
     marks = np.zeros(length, dtype=bool)
     for gate in gates:

@@ -1,18 +1,23 @@
-"""Checkpoints are made once a session and shared."""
+"""Checkpoints and bundles are made once a session and shared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mla_export.export import export
 from tests.checkpoints import make_checkpoint
 from tests.parity.witness import CASES, Witness
+from tests.quick_trace import quick_tracing
+
+CHUNK = 16
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Sums in one order, and cores left for other tests."""
     before = torch.get_num_threads()
@@ -32,6 +37,31 @@ def witness(tmp_path_factory) -> Callable[..., Witness]:
             family, own = CASES[case]
             path = tmp_path_factory.mktemp("checkpoint") / case
             made[key] = Witness(make_checkpoint(path, family, **{**own, **overrides}), max_context)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory, witness) -> Callable[..., Path]:
+    """Give the bundle of a case in a form of attention, made once."""
+    made: dict[str, Path] = {}
+
+    def get(
+        case: str,
+        absorb: str = "factored",
+        dtype: str = "fp32",
+        max_context: int | None = None,
+        **overrides: Any,
+    ) -> Path:
+        key = repr((case, absorb, dtype, max_context, sorted(overrides.items())))
+        if key not in made:
+            source = witness(case, max_context, **overrides).path
+            out = tmp_path_factory.mktemp("bundle") / absorb
+            with quick_tracing():
+                made[key] = export(
+                    source, out, absorb=absorb, dtype=dtype, max_context=max_context, chunk=CHUNK
+                )
         return made[key]
 
     return get
