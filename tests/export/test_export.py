@@ -1,0 +1,172 @@
+"""From checkpoint to bundle: what it holds, that it is the same twice, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+import mla_runtime
+from mla_export.assemble import layout
+from mla_export.checkpoint import Checkpoint
+from mla_export.export import export
+from mla_export.families import account, family_of
+from mla_export.params import Recipes
+from mla_export.trace import trace
+from mla_runtime.errors import CheckpointError, ConfigError, ExportError
+from tests.checkpoints import VARIANTS, append_mtp, edit_config, make_checkpoint, read_tensors, write_tensors
+from tests.quick_trace import quick_tracing
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("source") / "model", "deepseek_v3", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint, tmp_path_factory) -> Path:
+    return export(checkpoint, tmp_path_factory.mktemp("out") / "bundle", chunk=16)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_manifest_says_what_is_there(bundle, checkpoint):
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    files = digests(bundle)
+    assert {name: entry["sha256"] for name, entry in manifest["files"].items()} == {
+        name: value for name, value in files.items() if name != "bundle.json"
+    }
+    shards = {path.name: path for path in checkpoint.iterdir() if path.suffix == ".safetensors"}
+    for name, path in {"config.json": checkpoint / "config.json", **shards}.items():
+        assert manifest["source"][name] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert manifest["absorb"] == "factored"
+    assert manifest["precision"] == {"compute": "float32", "cache": "float32"}
+    held = {(row["layer"], row["holds"]): row["row"] for row in manifest["cache"]}
+    assert held == {(0, "latent"): [32], (0, "rope"): [8], (1, "latent"): [32], (1, "rope"): [8]}
+    assert len(manifest["canary"]["top"]) == 5
+
+
+def test_both_graphs_share_one_weights_file(bundle):
+    places = []
+    for phase in ("step", "prompt"):
+        model = onnx.load(bundle / f"{phase}.onnx", load_external_data=False)
+        onnx.checker.check_model(str(bundle / f"{phase}.onnx"))
+        external = {}
+        for tensor in model.graph.initializer:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if entries:
+                assert entries["location"] == "weights.data"
+                assert int(entries["offset"]) % 4096 == 0
+                external[tensor.name] = (int(entries["offset"]), int(entries["length"]))
+        places.append(external)
+    assert places[0] == places[1]
+    assert len(places[0]) > 20
+    assert (bundle / "step.onnx").stat().st_size < 200_000
+
+
+def test_same_input_same_bytes(checkpoint, bundle, tmp_path):
+    again = export(checkpoint, tmp_path / "bundle", chunk=16)
+    assert digests(again) == digests(bundle)
+
+
+def test_tied_head_is_stored_once(tmp_path):
+    family, own = VARIANTS["v3_tied"]
+    source = make_checkpoint(tmp_path / "model", family, **own)
+    model = onnx.load(export(source, tmp_path / "bundle") / "step.onnx", load_external_data=False)
+    names = [tensor.name for tensor in model.graph.initializer]
+    assert "embed.weight" in names
+    assert "head.weight" not in names
+
+
+def test_bundle_opens_and_runs(bundle):
+    with mla_runtime.open(bundle).session() as session:
+        assert session.prefill([[3, 1, 4]]).shape == (1, 256)
+        assert session.step([1]).shape == (1, 256)
+
+
+def test_mtp_layers_are_left_out(checkpoint, bundle, tmp_path):
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint, source)
+    append_mtp(source)
+    out = export(source, tmp_path / "bundle", chunk=16)
+    assert digests(out)["weights.data"] == digests(bundle)["weights.data"]
+
+
+@pytest.mark.parametrize(
+    "name", ["deepseek_v2", "minicpm3_biases", "v2_biases", "v3_no_q_lora", "glm4_moe_lite"]
+)
+@pytest.mark.parametrize("absorb", ["factored", "merged", "expanded"])
+def test_every_weight_has_a_recipe_of_its_shape(name, absorb, tmp_path):
+    family_name, own = VARIANTS.get(name, (name, {}))
+    source = Checkpoint.open(make_checkpoint(tmp_path / "model", family_name, **own))
+    family = family_of(source.config)
+    geometry = family.geometry(source.config)
+    names = account(source, family, geometry).names
+    read: set[str] = set()
+
+    def reader(logical: str) -> torch.Tensor:
+        read.add(logical)
+        return source.read(names[logical])
+
+    recipes = Recipes(geometry, absorb, torch.float32, reader)
+    with quick_tracing():
+        traced = trace(geometry, absorb, "float32")
+    for weight in layout(geometry, traced):
+        pieces = list(recipes(weight.name))
+        assert tuple(torch.cat(pieces).shape) == weight.shape if weight.shape else len(pieces) == 1, (
+            weight.name
+        )
+    assert read == set(family.tensors(geometry))  # nothing of the checkpoint is left unread
+
+
+def test_float16_overflow_names_the_weight(checkpoint, tmp_path):
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint, source)
+    tensors = read_tensors(source)
+    tensors["model.layers.1.mlp.experts.3.down_proj.weight"][0, 0] = 1e6
+    write_tensors(source, tensors)
+    wanted = (
+        r"layers\.1\.moe\.experts\.down: the largest value, 1e\+06, is not finite in float16 \(limit 6\.55e"
+    )
+    with pytest.raises(ExportError, match=wanted):
+        export(source, tmp_path / "bundle", dtype="fp16")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_target_is_checked_before_any_work(checkpoint, bundle, tmp_path):
+    with pytest.raises(ExportError, match="is there already; give --force"):
+        export(checkpoint, bundle)
+    with pytest.raises(ConfigError, match=re.escape("chunk 0 is not in 1 … 512")):
+        export(checkpoint, tmp_path / "bundle", chunk=0)
+    with pytest.raises(ConfigError, match="choose factored, merged or expanded"):
+        export(checkpoint, tmp_path / "bundle", absorb="folded")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_special_id_outside_the_vocabulary(checkpoint, tmp_path):
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint, source)
+    edit_config(source, lambda config: config.update(eos_token_id=256))
+    (source / "generation_config.json").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=re.escape("special token id 256 is not in 0 … 255")):
+        export(source, tmp_path / "bundle")
+
+
+def test_text_files_come_along(tmp_path):
+    sample = Path(__file__).parents[2] / "samples" / "tiny-mla"
+    out = export(sample, tmp_path / "bundle")
+    manifest = json.loads((out / "bundle.json").read_text())
+    text = manifest["text"]
+    assert (out / "tokenizer.json").read_bytes() == (sample / "tokenizer.json").read_bytes()
+    assert text["stop_ids"] == [json.loads((sample / "generation_config.json").read_text())["eos_token_id"]]
+    assert "message" in (out / text["chat_template"]).read_text()
+    ids = mla_runtime.open(out).text.encode("def read_")
+    assert len(ids) > 1

@@ -1,0 +1,171 @@
+"""A kill at any point leaves the old bundle, the new one, or none; never a mix."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from mla_export import publish
+from mla_runtime.errors import ExportError
+
+# Publishes `new` over `out` and kills itself, as SIGKILL does, at the n-th call into the operating system
+# that changes or flushes something.
+SCRIPT = """
+import os, sys, signal
+from pathlib import Path
+from mla_export import publish
+out, deadly = Path(sys.argv[1]), int(sys.argv[2])
+calls = 0
+def counted(real):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    return call
+for name in ("mkdir", "rename", "unlink", "rmdir", "fsync"):
+    setattr(os, name, counted(getattr(os, name)))
+publish.check_target(out, force=True)
+with publish.staged(out) as staging:
+    (staging / "weights.data").write_bytes(b"new")
+    (staging / "bundle.json").write_text("new")
+print("done", calls)
+"""
+
+
+def old_bundle(out: Path) -> None:
+    out.mkdir()
+    (out / "weights.data").write_bytes(b"old")
+    (out / "bundle.json").write_text("old")
+
+
+def content(out: Path) -> set[str] | None:
+    return {path.read_text() for path in out.iterdir()} if out.exists() else None
+
+
+@pytest.mark.parametrize("before", ["nothing", "a bundle"])
+def test_kill_at_every_call(tmp_path, before):
+    finished = False
+    seen = set()
+    for deadly in range(1, 40):
+        folder = tmp_path / str(deadly)
+        folder.mkdir()
+        out = folder / "bundle"
+        if before == "a bundle":
+            old_bundle(out)
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(out), str(deadly)], capture_output=True, text=True
+        )
+        state = content(out)
+        assert state in ({"old"}, {"new"}, None), (deadly, state)
+        seen.add(None if state is None else next(iter(state)))
+        # Whatever the kill left beside it, the next one publishes and cleans up.
+        publish.check_target(out, force=True)
+        with publish.staged(out) as staging:
+            (staging / "bundle.json").write_text("next")
+        assert content(out) == {"next"}
+        assert [path.name for path in folder.iterdir()] == ["bundle"]
+        if run.returncode == 0:
+            finished = True
+            break
+        assert run.returncode == -signal.SIGKILL, run.stderr
+    assert finished
+    assert "new" in seen
+    assert ("old" if before == "a bundle" else None) in seen
+
+
+def test_old_bundle_comes_back_when_the_kill_came_between_the_renames(tmp_path):
+    out = tmp_path / "bundle"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old_bundle(tmp_path / f".bundle.replaced-{dead.pid}")
+
+    def fail() -> None:
+        with publish.staged(out):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert content(out) == {"old"}
+
+
+def test_another_living_export_is_left_alone(tmp_path):
+    other = tmp_path / f".bundle.staging-{os.getppid()}"
+    other.mkdir()
+    with publish.staged(tmp_path / "bundle") as staging:
+        (staging / "bundle.json").write_text("new")
+    assert other.is_dir()
+
+
+def test_error_inside_leaves_nothing(tmp_path):
+    out = tmp_path / "bundle"
+    old_bundle(out)
+
+    def fail() -> None:
+        with publish.staged(out) as staging:
+            (staging / "weights.data").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert content(out) == {"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_no_space_left_while_writing_is_one_clear_error(tmp_path):
+    out = tmp_path / "bundle"
+
+    def fail() -> None:
+        with publish.staged(out):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        ExportError, match=r"bundle: writing failed \(.*No space left on device\); nothing was changed"
+    ):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_space_is_said_before(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 3 * 10**9))
+    with pytest.raises(ExportError, match=r"5\.00 GB are needed and 3\.00 GB are free; free some"):
+        publish.check_space(tmp_path / "bundle", 5 * 10**9)
+    publish.check_space(tmp_path / "bundle", 3 * 10**9)
+
+
+def test_target_that_is_not_a_bundle_is_never_replaced(tmp_path):
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter.tex").write_text("words")
+    for force in (False, True):
+        with pytest.raises(ExportError, match="is there and is not a bundle, so it is not replaced"):
+            publish.check_target(precious, force=force)
+
+
+def test_bundle_is_replaced_only_when_asked(tmp_path):
+    old_bundle(tmp_path / "bundle")
+    with pytest.raises(ExportError, match="is there already; give --force to replace it"):
+        publish.check_target(tmp_path / "bundle", force=False)
+    publish.check_target(tmp_path / "bundle", force=True)
+
+
+def test_link_is_not_replaced(tmp_path):
+    old_bundle(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(ExportError, match="is not a bundle"):
+        publish.check_target(tmp_path / "link", force=True)
+
+
+def test_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="its folder cannot be made"):
+        publish.check_target(tmp_path / "file" / "bundle", force=False)
