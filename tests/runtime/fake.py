@@ -69,7 +69,7 @@ class FakeBuffers:
             found.append(logits_of(seen[:, 0].tolist()))
         logits = np.stack(found)
         if self.backend.poison_at == len(self.backend.calls):
-            logits[-1, 3] = np.nan
+            logits[-1, 3] = self.backend.poison
         return logits
 
     def keep(self, call: Call) -> None:
@@ -102,6 +102,7 @@ class FakeBackend:
         self.made: list[FakeBuffers] = []
         self.fail_at = self.fail_keep_at = self.poison_at = 0
         self.failure: BaseException = BackendError("the engine stopped")
+        self.poison = np.nan
         self.wiped = 0
         self.bucket = bucket
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mla_runtime.errors import BackendError, CapacityError, InputError, NumericsError
+from mla_runtime.generate import Limits, Row
 from mla_runtime.model import Model
 from mla_runtime.sampling import Sampling
 from tests.runtime.fake import FakeBackend, V, fake_bundle, greedy
@@ -153,12 +156,21 @@ def test_a_batch_gives_what_each_prompt_gives_alone(
         assert alone.reason == row.reason
 
 
-def test_the_penalty_counts_the_prompt() -> None:
+def test_the_penalty_counts_the_prompt_and_what_was_generated() -> None:
+    prompt = next(p for p in ([a, b] for a in range(V) for b in range(V)) if greedy(p, 1)[0] in p)
     m, _ = model()
-    best = greedy(PROMPT, 1)[0]
-    stream = m.generate(
-        [best, *PROMPT], max_tokens=30, sampling=Sampling(repetition_penalty=1e6), stop_ids=[]
-    )
-    ids = [token.id for token in stream]
-    assert best not in ids
-    assert len(set(ids)) == 30
+    once = Sampling(repetition_penalty=1e6)
+    ids = [token.id for token in m.generate(prompt, max_tokens=30, sampling=once, stop_ids=NEVER)]
+    assert ids[0] != greedy(prompt, 1)[0]
+    assert len({*prompt, *ids}) == len(set(prompt)) + 30
+
+
+def test_half_a_character_at_the_end_is_shown_as_broken() -> None:
+    def decode(ids: Sequence[int]) -> str:
+        return bytes([0xE4, 0x41][i % 2] for i in ids).decode(errors="replace")
+
+    row = Row([1], Sampling(), Limits(2, frozenset()), 64, decode)
+    logits = np.zeros(4, dtype=np.float32)
+    shown = [row.take(logits).text, row.take(logits).text]
+    assert "".join(shown) == row.text == decode([0, 0])
+    assert shown[0] == "", "half a character was shown while more ids could complete it"

@@ -74,6 +74,10 @@ def test_one_sequence_computes_new_rows_into_their_slots(
     with model.session() as s:
         assert isinstance(buffers(s), SlotBuffers)
         s.prefill([IDS[:5]])
+        for tensor, rows in zip(model.bundle.cache, buffers(s)._rows, strict=True):
+            assert bound[tensor.past][0] == (1, 1, *tensor.row), "an empty cache is one row"
+            assert bound[tensor.past][1] != rows.ctypes.data, "the empty row is the slot being written"
+            assert bound[tensor.present] == ((1, 5, *tensor.row), rows.ctypes.data)
         before = [rows.ctypes.data for rows in buffers(s)._rows]
         s.step([1])
         for tensor, rows in zip(model.bundle.cache, buffers(s)._rows, strict=True):

@@ -87,8 +87,10 @@ def test_a_prefill_that_fails_in_its_third_chunk_leaves_the_lengths_of_before_it
     assert np.array_equal(s.prefill([prompt])[0], logits_of([9, 8, *prompt]))
 
 
-def test_logits_that_are_not_finite_raise_with_the_step_and_do_not_count() -> None:
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_raise_with_the_step_and_do_not_count(poison: float) -> None:
     s, backend = session(batch=2)
+    backend.poison = poison
     s.prefill([[1, 2], [3]])
     backend.poison_at = 2
     with pytest.raises(NumericsError, match=r"call 1 \(step graph\): logits of sequence 1 at depth 1"):
