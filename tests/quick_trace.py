@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-
 _once = functools.cache(functools.cache)  # one cache for each function, kept from context to context
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import mla_runtime
 import numpy as np
 
+import mla_runtime
 from mla_export.compare import Comparison, Greedy
 from mla_export.drive import Drive, drive
 from mla_export.numerics import Ground, comparisons, from_first, greedy_tokens, positions

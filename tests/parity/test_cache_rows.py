@@ -67,8 +67,8 @@ def test_padding_among_the_new_rows_has_no_say(witness, bundle, phase, absorb):
     w = witness("deepseek_v3")
     long, short = token_ids(w.geometry.vocab_size, 8), token_ids(w.geometry.vocab_size, 3, seed=1)
     graph = RawGraph(bundle("deepseek_v3", absorb), phase)
-    one = graph([long, short + [0] * 5], new_lengths=[8, 3])
-    other = graph([long, short + [201, 7, 99, 5, 44]], new_lengths=[8, 3])
+    one = graph([long, [*short, 0, 0, 0, 0, 0]], new_lengths=[8, 3])
+    other = graph([long, [*short, 201, 7, 99, 5, 44]], new_lengths=[8, 3])
     rows = [*range(8), 8, 9, 10]
     np.testing.assert_array_equal(one["logits"][rows], other["logits"][rows])
     assert nmse(one["logits"][:8], w.oracle(long).logits) < 1e-9
