@@ -19,6 +19,7 @@ from mla_export import cli
 from mla_export.cli import main
 from mla_runtime import errors
 from tests.checkpoints import make_checkpoint
+from tests.quick_trace import quick_tracing
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "samples" / "tiny-mla"
@@ -33,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "small"
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), quick_tracing():
         assert main(["export", str(checkpoint), str(out), "--chunk", "32", "--quiet", "--json"]) == 0
     found = json.loads(printed.getvalue())
     assert found["bundle"] == str(out)
@@ -126,7 +127,8 @@ def test_a_wrong_command_line_ends_with_2(words: list[str], capsys: pytest.Captu
 
 def test_export_says_what_it_wrote(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "bundle"
-    assert main(["export", str(checkpoint), str(out), "--absorb", "expanded", "--dtype", "fp16"]) == 0
+    with quick_tracing():
+        assert main(["export", str(checkpoint), str(out), "--absorb", "expanded", "--dtype", "fp16"]) == 0
     shown = capsys.readouterr().out
     assert "(deepseek_v3, " in shown
     assert "cache a token and layer: key [4, 24], value [4, 12] (float16)" in shown
@@ -289,7 +291,8 @@ def test_demo_without_its_sample(
 @pytest.mark.skipif(not (SAMPLE / "config.json").is_file(), reason="an installation without the source tree")
 def test_run_writes_text_as_it_comes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = str(tmp_path / "tiny")
-    assert main(["export", str(SAMPLE), out, "--quiet"]) == 0
+    with quick_tracing():
+        assert main(["export", str(SAMPLE), out, "--quiet"]) == 0
     capsys.readouterr()
     assert main(["run", out, "--prompt", "def read_", "--max-tokens", "8", "--quiet"]) == 0
     text = capsys.readouterr().out
