@@ -176,19 +176,29 @@ class Reference:
             module.long_inv_freq = chosen
         return module  # type: ignore[no-any-return]
 
-    def ends(self, dtype: torch.dtype) -> Any:
-        """Build the model without its layers: the embedding, the last norm and the head."""
+    def embedding(self, dtype: torch.dtype) -> Any:
+        """Build the module that turns token ids into hidden states."""
+        module = self._without_layers(dtype).model.embed_tokens
+        module.weight = _frozen(self.read("model.embed_tokens.weight"), dtype)
+        return module
+
+    def head(self, dtype: torch.dtype) -> Any:
+        """Build what turns hidden states (`inputs_embeds`) into logits: the last norm and the head."""
+        module = self._without_layers(dtype)
+        name = "model.embed_tokens" if self.geometry.tie_word_embeddings else "lm_head"
+        module.model.norm.weight = _frozen(self.read("model.norm.weight"), dtype)
+        module.lm_head.weight = _frozen(self.read(f"{name}.weight"), dtype)
+        return module
+
+    def _without_layers(self, dtype: torch.dtype) -> Any:
         # a vocabulary of one, so that no second embedding is allocated before the real one is put in
         special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
         config = self.config(num_hidden_layers=0, vocab_size=1, **special)
-        module = self.hf_class("ForCausalLM")(config)
-        module.to(dtype)
-        embedding = self.read("model.embed_tokens.weight").to(dtype)
-        head = embedding if self.geometry.tie_word_embeddings else self.read("lm_head.weight").to(dtype)
-        module.model.embed_tokens.weight = nn.Parameter(embedding, requires_grad=False)
-        module.model.norm.weight = nn.Parameter(self.read("model.norm.weight").to(dtype), requires_grad=False)
-        module.lm_head.weight = nn.Parameter(head, requires_grad=False)
-        return module.eval()
+        return self.hf_class("ForCausalLM")(config).to(dtype).eval()
+
+
+def _frozen(tensor: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(tensor.to(dtype), requires_grad=False)
 
 
 def _fused(
@@ -216,7 +226,7 @@ class _Lane:
         self.routing: list[list[Routing | None]] = [[] for _ in rows]
         with precision_of(precision) as dtype:
             self.rotary = reference.rotary()
-            embed: Any = reference.ends(dtype).model.embed_tokens
+            embed = reference.embedding(dtype)
             self.hidden = [embed(torch.tensor([list(row)])) for row in rows]  # [1, S, H]
 
     def apply(self, index: int, weights: dict[str, torch.Tensor]) -> None:
@@ -247,9 +257,9 @@ class _Lane:
     def finish(self, keep: Sequence[Sequence[int]]) -> list[Pass]:
         """Norm and head of the kept positions."""
         with precision_of(self.precision) as dtype:
-            ends = self.reference.ends(dtype)
+            head = self.reference.head(dtype)
             logits = [
-                ends(inputs_embeds=h[:, list(kept)], use_cache=False).logits[0].double().numpy()
+                head(inputs_embeds=h[:, list(kept)], use_cache=False).logits[0].double().numpy()
                 for h, kept in zip(self.hidden, keep, strict=True)
             ]
         return [Pass(array, tuple(routing)) for array, routing in zip(logits, self.routing, strict=True)]
