@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from mla_export.commands.tables import console, print_json
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify and print the report; 1 where anything failed."""
+    # transformers' remarks on configurations are for those who write them
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from mla_export.report import render
     from mla_export.verify import verify
 
