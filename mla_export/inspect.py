@@ -97,7 +97,9 @@ def inspect(path: str | Path, max_context: int | None = None) -> Inspection:
         )
     if root.is_dir() and any(root.glob("*.safetensors")):
         return _inspect_checkpoint(root, max_context)
-    return _inspect_config(root / "config.json" if root.is_dir() else root, max_context)
+    if root.is_dir():
+        return _inspect_config(root / "config.json", max_context, in_folder=True)
+    return _inspect_config(root, max_context, in_folder=False)
 
 
 def _inspect_checkpoint(root: Path, max_context: int | None) -> Inspection:
@@ -119,13 +121,16 @@ def _inspect_checkpoint(root: Path, max_context: int | None) -> Inspection:
     return Inspection(root, "checkpoint", geometry, tensors=tensors)
 
 
-def _inspect_config(file: Path, max_context: int | None) -> Inspection:
+def _inspect_config(file: Path, max_context: int | None, *, in_folder: bool) -> Inspection:
     from mla_export.checkpoint import MAX_JSON_BYTES
     from mla_export.families import family_of, text_config
     from mla_export.safetensors_file import parse_json
+    from mla_export.shard_path import guarded
 
     if not file.is_file():
         raise ConfigError(f"{file}: not found; give a checkpoint folder, a config.json or a bundle")
+    if in_folder:  # a folder's content is not the user's own choice of file
+        file = guarded(file.parent, file.name)
     with file.open("rb") as stream:
         raw = stream.read(MAX_JSON_BYTES + 1)
     if len(raw) > MAX_JSON_BYTES:

@@ -16,7 +16,7 @@ from mla_export.families import family_of
 from mla_export.geometry_json import geometry_from
 from mla_export.inspect import inspect
 from mla_graphs import Geometry
-from mla_runtime.errors import BundleError, ConfigError
+from mla_runtime.errors import BundleError, CheckpointError, ConfigError
 from tests.checkpoints import FAMILIES, VARIANTS, append_mtp, hf_config, make_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -149,3 +149,10 @@ def test_a_configuration_larger_than_its_cap(tmp_path: Path):
     file.write_bytes(b"[" + b" " * 16_000_000 + b"]")
     with pytest.raises(ConfigError, match="larger than the 16000000 bytes"):
         inspect(file)
+
+
+def test_a_link_out_of_a_folder_is_not_followed(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").symlink_to(CONFIGS / "MiniCPM3-4B.json")
+    with pytest.raises(CheckpointError, match="is a link to .* outside the model folder"):
+        inspect(tmp_path / "model")
