@@ -11,7 +11,7 @@ import onnx_ir as ir
 from mla_export.trace import OPSET, Traced, TracedModel
 from mla_graphs import ops
 from mla_graphs.contract import TensorSpec, contract
-from mla_graphs.geometry import Absorb, Float, Geometry
+from mla_graphs.geometry import Absorb, Float, Geometry, Phase
 
 # Newer than this, and the runtimes of older Pythons and devices do not load the graph.
 IR_VERSION = 10
@@ -39,7 +39,9 @@ def layout(geometry: Geometry, traced: TracedModel) -> list[Weight]:
     """Give every weight of the model its place in the weights file, in the order of use."""
     named: list[tuple[str, ir.Value]] = list(traced.prelude.parameters.items())
     for i, kind in enumerate(geometry.layer_kinds):
-        named += [(f"layers.{i}.{name}", value) for name, value in traced.layers[kind].parameters.items()]
+        named += [
+            (f"layers.{i}.{name}", value) for name, value in traced.layer(kind, "step").parameters.items()
+        ]
     named += [(_head_name(geometry, name), value) for name, value in traced.head.parameters.items()]
     weights: dict[str, Weight] = {}
     offset = 0
@@ -62,11 +64,12 @@ def assemble(
     geometry: Geometry,
     absorb: Absorb,
     dtype: Float,
+    phase: Phase,
     traced: TracedModel,
     weights: Sequence[Weight],
     location: str,
 ) -> ir.Model:
-    """Join the traced blocks into one model of `mla::` operators with the contract's signature.
+    """Join the traced blocks into the model of a phase, in `mla::` operators, with the contract's signature.
 
     Initializers point into the file `location`; no data is read or written here.
     """
@@ -85,7 +88,7 @@ def assemble(
     for i, kind in enumerate(geometry.layer_kinds):
         own = [spec for spec in signature.cache if spec.layer == i]
         block_inputs = [hidden, cos, sin, *masks, *(past[spec.past.name] for spec in own)]
-        hidden, *rows = stamp(traced.layers[kind], block_inputs, f"layers.{i}.", {})
+        hidden, *rows = stamp(traced.layer(kind, phase), block_inputs, f"layers.{i}.", {})
         for spec, row in zip(own, rows, strict=True):
             row.name = spec.present.name
             row.shape = ir.Shape(spec.present.shape)

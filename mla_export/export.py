@@ -141,7 +141,7 @@ def _write_graph(
     weights: list[Weight],
     phase: Phase,
 ) -> None:
-    model = lower(assemble(geometry, absorb, dtype, traced, weights, WEIGHTS), TARGET, phase)
+    model = lower(assemble(geometry, absorb, dtype, phase, traced, weights, WEIGHTS), TARGET, phase)
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mla_export.blocks import DecoderLayer, Head, Prelude
 from mla_graphs.contract import contract
-from mla_graphs.geometry import Absorb, Float, Geometry, LayerKind
+from mla_graphs.geometry import Absorb, Float, Geometry, LayerKind, Phase
 
 OPSET = 20
 
@@ -39,11 +39,15 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class TracedModel:
-    """Every kind of block that a geometry needs, traced."""
+    """Every kind of block that a geometry needs, traced; a layer for the step and for the prompt."""
 
     prelude: Traced
-    layers: dict[LayerKind, Traced]
+    layers: dict[tuple[LayerKind, Phase], Traced]
     head: Traced
+
+    def layer(self, kind: LayerKind, phase: Phase) -> Traced:
+        """Give a layer for a phase: the step's own where the prompt has no other."""
+        return self.layers.get((kind, phase), self.layers[kind, "step"])
 
 
 _Input = tuple[str, torch.dtype, tuple[int | str, ...]]
@@ -123,9 +127,15 @@ def trace(geometry: Geometry, absorb: Absorb, dtype: Float) -> TracedModel:
     cache = [spec for spec in contract(g, absorb, dtype).cache if spec.layer == 0]
     past: list[_Input] = [(f"past.{spec.kind}", real, spec.past.shape) for spec in cache]
     half = g.qk_rope_head_dim // 2
+    # Only the factored form attends to a prompt in another way than to a step.
+    phases: tuple[Phase, ...] = ("step", "prompt") if absorb == "factored" else ("step",)
     with FakeTensorMode():
         prelude = Prelude(g, real)
-        layers = {kind: DecoderLayer(g, kind, absorb, real) for kind in sorted(set(g.layer_kinds))}
+        layers = {
+            (kind, phase): DecoderLayer(g, kind, absorb, phase, real)
+            for kind in sorted(set(g.layer_kinds))
+            for phase in phases
+        }
         head = Head(g, real)
     hidden: _Input = ("hidden", real, ("B", "S", g.hidden_size))
     masks = ("visible", "counts", "split", "fold", "unfold")
@@ -153,8 +163,8 @@ def trace(geometry: Geometry, absorb: Absorb, dtype: Float) -> TracedModel:
             ["hidden", "cos", "sin", *masks],
         ),
         layers={
-            kind: _trace(layer, layer_inputs, ["next_hidden", *(f"present.{spec.kind}" for spec in cache)])
-            for kind, layer in layers.items()
+            key: _trace(layer, layer_inputs, ["next_hidden", *(f"present.{spec.kind}" for spec in cache)])
+            for key, layer in layers.items()
         },
         head=_trace(head, [hidden, ("rows", int64, ("N",))], ["logits"]),
     )

@@ -97,6 +97,28 @@ _ALL = (
         "+ q_rope · rope), softmax over the visible rows in float32, y [B,H,S,C] = probabilities · latent.",
     ),
     Operator(
+        "PromptAttention",
+        (
+            "q_nope",
+            "q_rope",
+            "past_latent",
+            "past_rope",
+            "latent",
+            "rope",
+            "w_uk",
+            "w_uv",
+            "visible",
+            "split",
+            "fold",
+            "unfold",
+        ),
+        ("y",),
+        ("scale", "heads"),
+        "What LatentAttention between two HeadLinear computes, for any number of queries: where there are "
+        "enough of them, keys and values a head are rebuilt from the latent rows, which then is less work. "
+        "q_nope [B,H,S,P], y [B,H,S,D].",
+    ),
+    Operator(
         "HeadAttention",
         ("query", "past_key", "past_value", "key", "value", "visible", "split"),
         ("y",),

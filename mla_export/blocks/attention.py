@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mla_export.blocks.basic import Linear, RMSNorm, emit, weight
-from mla_graphs.geometry import Absorb, Geometry
+from mla_graphs.geometry import Absorb, Geometry, Phase
 
 
 class Attention(nn.Module):
@@ -17,10 +17,10 @@ class Attention(nn.Module):
     The rotary channels of the weights are in halves order whatever the checkpoint's is.
     """
 
-    def __init__(self, geometry: Geometry, absorb: Absorb, dtype: torch.dtype) -> None:
+    def __init__(self, geometry: Geometry, absorb: Absorb, phase: Phase, dtype: torch.dtype) -> None:
         super().__init__()
         g = geometry
-        self.geometry, self.absorb = g, absorb
+        self.geometry, self.absorb, self.phase = g, absorb, phase
         heads = g.num_attention_heads
         if g.q_lora_rank is None:
             self.q_down, self.q_norm = None, None
@@ -64,6 +64,16 @@ class Attention(nn.Module):
         rope = self._rotate("k_rope", rope.unsqueeze(1), cos, sin).squeeze(1)  # [B,S,R]
         if self.absorb == "expanded":
             return self._expanded(q_nope, q_rope, latent, rope, masks, past)
+        if self.absorb == "factored" and self.phase == "prompt":
+            context = emit(
+                "PromptAttention",
+                (q_nope, q_rope, *past, latent, rope, self.w_uk, self.w_uv, masks[0], *masks[2:]),
+                "attention",
+                (x.dtype, (b, heads, s, g.v_head_dim)),
+                scale=g.softmax_scale,
+                heads=heads,
+            )[0]
+            return self.o_proj(self._merge("heads_joined", context)), latent, rope
         if self.absorb == "factored":
             q_nope = self._head_linear("absorb_k", q_nope, self.w_uk)  # [B,H,S,C]
         context = emit(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mla_export.blocks.attention import Attention
 from mla_export.blocks.basic import RMSNorm, emit, weight
 from mla_export.blocks.feed_forward import MixtureOfExperts, SwiGLU
-from mla_graphs.geometry import Absorb, Geometry, LayerKind
+from mla_graphs.geometry import Absorb, Geometry, LayerKind, Phase
 
 
 class Table(nn.Module):
@@ -75,12 +75,14 @@ class Prelude(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer: attention and a feed-forward network, each after its norm, each added to the residual."""
 
-    def __init__(self, geometry: Geometry, kind: LayerKind, absorb: Absorb, dtype: torch.dtype) -> None:
+    def __init__(
+        self, geometry: Geometry, kind: LayerKind, absorb: Absorb, phase: Phase, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         g = geometry
         self.scale = g.residual_scale
         self.attention_norm = RMSNorm("attention_norm", g.hidden_size, g.rms_norm_eps, dtype)
-        self.attention = Attention(g, absorb, dtype)
+        self.attention = Attention(g, absorb, phase, dtype)
         self.ffn_norm = RMSNorm("ffn_norm", g.hidden_size, g.rms_norm_eps, dtype)
         self.mlp = (
             SwiGLU("mlp", g.hidden_size, g.intermediate_size, dtype, g.mlp_bias) if kind == "dense" else None

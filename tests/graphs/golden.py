@@ -57,23 +57,25 @@ GEOMETRY = Geometry(
     logit_scale=1.0,
 )
 
-# What is kept: file stem -> form of attention and phase (None: the `mla::` operators before lowering).
-KEPT: dict[str, tuple[Absorb, Phase | None]] = {
-    "factored.mla": ("factored", None),
-    "merged.mla": ("merged", None),
-    "expanded.mla": ("expanded", None),
-    "factored.portable.step": ("factored", "step"),
-    "factored.portable.prompt": ("factored", "prompt"),
-    "expanded.portable.step": ("expanded", "step"),
+# What is kept: file stem -> form of attention, phase, and whether lowered to `portable`.
+KEPT: dict[str, tuple[Absorb, Phase, bool]] = {
+    "factored.step.mla": ("factored", "step", False),
+    "factored.prompt.mla": ("factored", "prompt", False),
+    "merged.mla": ("merged", "step", False),
+    "expanded.mla": ("expanded", "step", False),
+    "factored.step.portable": ("factored", "step", True),
+    "factored.prompt.portable": ("factored", "prompt", True),
+    "expanded.step.portable": ("expanded", "step", True),
 }
 
 
 def build(
-    traced: TracedModel, absorb: Absorb, phase: Phase | None, geometry: Geometry = GEOMETRY
+    traced: TracedModel, absorb: Absorb, phase: Phase, *, lowered: bool = True, geometry: Geometry = GEOMETRY
 ) -> ir.Model:
-    """Give the assembled model, lowered to `portable` where a phase is given."""
-    model = assemble(geometry, absorb, "float32", traced, layout(geometry, traced), "weights.data")
-    return model if phase is None else lower(model, "portable", phase)
+    """Give the assembled model of a phase, by default lowered to `portable`."""
+    weights = layout(geometry, traced)
+    model = assemble(geometry, absorb, "float32", phase, traced, weights, "weights.data")
+    return lower(model, "portable", phase) if lowered else model
 
 
 def text(model: ir.Model) -> str:
@@ -120,9 +122,10 @@ def _typed(value: ir.Value) -> str:
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    traced = {absorb: trace(GEOMETRY, absorb, "float32") for absorb, _ in KEPT.values()}
-    for stem, (absorb, phase) in KEPT.items():
-        (FOLDER / f"{stem}.txt").write_text(text(build(traced[absorb], absorb, phase)), encoding="utf-8")
+    traced = {absorb: trace(GEOMETRY, absorb, "float32") for absorb, _, _ in KEPT.values()}
+    for stem, (absorb, phase, lowered) in KEPT.items():
+        graph = text(build(traced[absorb], absorb, phase, lowered=lowered))
+        (FOLDER / f"{stem}.txt").write_text(graph, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -180,3 +180,33 @@ def test_attention_selects_what_it_sees(poison):
         p /= p.sum(-1, keepdims=True)
         np.testing.assert_allclose(clean[i, :, rows], p @ keys[:, :c], rtol=1e-4, atol=1e-5)
     assert np.isfinite(clean).all()
+
+
+@pytest.mark.parametrize("queries", [1, 23, 24, 60])
+def test_prompt_attention_is_the_same_whichever_way_it_takes(queries):
+    """C = 32, P + D = 28: up to 23 queries attend to the latent rows, from 24 on to what is rebuilt."""
+    b, h, t, c, r, p, d = 2, 3, 9, 32, 8, 16, 12
+    shapes = {"q_nope": (b, h, queries, p), "q_rope": (b, h, queries, r)}
+    shapes |= {
+        "past_latent": (b, t, c),
+        "past_rope": (b, t, r),
+        "latent": (b, queries, c),
+        "rope": (b, queries, r),
+    }
+    shapes |= {"w_uk": (h, p, c), "w_uv": (h, c, d)}
+    inputs = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    seen = RNG.random((b, 1, queries, t + queries)) < 0.7
+    seen[..., 0] = True
+    masks = {
+        "visible": seen, "split": np.array([t]),
+        "fold": np.array([0, h * queries, -1]), "unfold": np.array([0, h, queries, -1]),
+    }  # fmt: skip
+    (y,) = run("PromptAttention", "prompt", inputs | masks, scale=0.3, heads=h)
+    rows = np.concatenate([inputs["past_latent"], inputs["latent"]], 1).astype(np.float64)[:, None]
+    rope = np.concatenate([inputs["past_rope"], inputs["rope"]], 1).astype(np.float64)[:, None]
+    keys = rows @ inputs["w_uk"].transpose(0, 2, 1)
+    scores = inputs["q_nope"] @ keys.swapaxes(2, 3) + inputs["q_rope"] @ rope.swapaxes(2, 3)
+    scores = np.where(seen, 0.3 * scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(y, weights @ (rows @ inputs["w_uv"]), rtol=1e-4, atol=2e-5)

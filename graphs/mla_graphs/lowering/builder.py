@@ -65,9 +65,9 @@ class Builder:
         self.nodes.append(node)
         return list(node.outputs)
 
-    def inner(self) -> Builder:
-        """Give a builder for the body of a loop of this operator; constants are shared."""
-        return Builder(f"{self.prefix}.body", self._constants)
+    def inner(self, name: str) -> Builder:
+        """Give a builder for a subgraph of this operator; constants are shared."""
+        return Builder(f"{self.prefix}.{name}", self._constants)
 
     def ints(self, *values: int) -> ir.Value:
         """Give a constant int64 vector."""

@@ -5,6 +5,8 @@ What a query sees is a selection, not an added bias: 0 · NaN is NaN, and so is 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from mla_graphs.lowering.builder import Builder, Call
@@ -14,6 +16,26 @@ Values = list[ir.Value]
 # Finite, so that a query that sees nothing (padding) gives finite rows instead of 0 / 0.
 _UNSEEN = -1e30
 _TO_THE_END = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is attended to: rows of the cache [B,T,·] and the new rows [B,S,·]."""
+
+    past_latent: ir.Value
+    past_rope: ir.Value
+    latent: ir.Value
+    rope: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """What `Visibility` gives."""
+
+    visible: ir.Value
+    split: ir.Value
+    fold: ir.Value
+    unfold: ir.Value
 
 
 def _visibility(b: Builder, call: Call) -> Values:
@@ -65,14 +87,36 @@ def _parts(b: Builder, probabilities: ir.Value, split: ir.Value, axis: int) -> t
 
 
 def _latent_attention(b: Builder, call: Call) -> Values:
-    """All heads read the same rows, so heads are folded into the queries: one matmul, not one a head."""
     q_latent, q_rope, past_latent, past_rope, latent, rope, visible, split, fold, unfold = call.inputs
+    rows = _Rows(past_latent, past_rope, latent, rope)
+    masks = _Masks(visible, split, fold, unfold)
     dtype = call.dtype()
     scale = b.number(call.number("scale"), dtype)
-    heads = call.integer("heads")
+    return [
+        _attend_to_latent(
+            b, q_latent, q_rope, rows, masks, scale, dtype, (call.integer("heads"), call.size(2, 2))
+        )
+    ]
+
+
+def _attend_to_latent(
+    b: Builder,
+    q_latent: ir.Value,
+    q_rope: ir.Value,
+    rows: _Rows,
+    masks: _Masks,
+    scale: ir.Value,
+    dtype: ir.DataType,
+    size: tuple[int, int],
+) -> ir.Value:
+    """Attend in the latent space, from [B,H,S,C] to the same; `size` is (H, C).
+
+    All heads read the same rows, so heads are folded into the queries: one matmul, not one a head.
+    """
+    heads, latent_size = size
 
     def folded(x: ir.Value, name: str) -> ir.Value:  # [B,H,S,·] to [B,H·S,·]
-        return b.op("Reshape", b.op("Mul", x, scale, name=f"{name}_scaled"), fold, name=name)
+        return b.op("Reshape", b.op("Mul", x, scale, name=f"{name}_scaled"), masks.fold, name=name)
 
     def scores(query: ir.Value, rows: ir.Value, name: str) -> ir.Value:
         return b.op("MatMul", query, b.op("Transpose", rows, perm=[0, 2, 1], name=f"{name}_t"), name=name)
@@ -80,28 +124,104 @@ def _latent_attention(b: Builder, call: Call) -> Values:
     q_latent, q_rope = folded(q_latent, "query_latent"), folded(q_rope, "query_rope")
     past = b.op(
         "Add",
-        scores(q_latent, past_latent, "past_latent_scores"),
-        scores(q_rope, past_rope, "past_rope_scores"),
+        scores(q_latent, rows.past_latent, "past_latent_scores"),
+        scores(q_rope, rows.past_rope, "past_rope_scores"),
         name="past_scores",
     )
     new = b.op(
         "Add",
-        scores(q_latent, latent, "new_latent_scores"),
-        scores(q_rope, rope, "new_rope_scores"),
+        scores(q_latent, rows.latent, "new_latent_scores"),
+        scores(q_rope, rows.rope, "new_rope_scores"),
         name="new_scores",
     )
-    joined = b.op(
-        "Reshape", b.op("Concat", past, new, axis=2, name="joined"), unfold, name="scores"
-    )  # [B,H,S,T+S]
-    probabilities = b.op("Reshape", _softmax(b, joined, visible, dtype), fold, name="folded")  # [B,H·S,T+S]
-    past_part, new_part = _parts(b, probabilities, split, axis=2)
+    joined = b.op("Concat", past, new, axis=2, name="joined")
+    joined = b.op("Reshape", joined, masks.unfold, name="scores")  # [B,H,S,T+S]
+    probabilities = b.op("Reshape", _softmax(b, joined, masks.visible, dtype), masks.fold, name="folded")
+    past_part, new_part = _parts(b, probabilities, masks.split, axis=2)
     context = b.op(
         "Add",
-        b.op("MatMul", past_part, past_latent, name="past_context"),
-        b.op("MatMul", new_part, latent, name="new_context"),
+        b.op("MatMul", past_part, rows.past_latent, name="past_context"),
+        b.op("MatMul", new_part, rows.latent, name="new_context"),
         name="context",
     )
-    return [b.op("Reshape", context, b.ints(0, heads, -1, call.size(2, 2)), name="heads")]  # [B,H,S,C]
+    return b.op("Reshape", context, b.ints(0, heads, -1, latent_size), name="heads")  # [B,H,S,C]
+
+
+def _prompt_attention(b: Builder, call: Call) -> Values:
+    """Choose by the number of queries; both forms give the same."""
+    q_nope, q_rope, past_latent, past_rope, latent, rope, w_uk, w_uv, visible, split, fold, unfold = (
+        call.inputs
+    )
+    rows = _Rows(past_latent, past_rope, latent, rope)
+    masks = _Masks(visible, split, fold, unfold)
+    dtype = call.dtype()
+    scale = b.number(call.number("scale"), dtype)
+    heads, latent_size = call.integer("heads"), call.size(2, 2)
+    few = b.inner("latent")
+    absorbed = few.op("MatMul", q_nope, w_uk, name="absorb_k")  # [B,H,S,C]
+    context = _attend_to_latent(few, absorbed, q_rope, rows, masks, scale, dtype, (heads, latent_size))
+    few_result = few.op("MatMul", context, w_uv, name="absorb_v")  # [B,H,S,D]
+    many = b.inner("rebuilt")
+    many_result = _attend_to_rebuilt(many, q_nope, q_rope, rows, (w_uk, w_uv), masks, scale, dtype)
+    queries = b.op("Squeeze", b.op("Shape", q_nope, start=2, end=3, name="s"), name="queries")
+    limit = b.index(_break_even(latent_size, call.size(0, 3) + call.size(7, 2)))
+    return [
+        b.op(
+            "If",
+            b.op("Less", queries, limit, name="few"),
+            then_branch=ir.Graph([], [few_result], nodes=few.nodes, name=few.prefix),
+            else_branch=ir.Graph([], [many_result], nodes=many.nodes, name=many.prefix),
+            name="chosen",
+        )
+    ]
+
+
+def _break_even(latent: int, head: int) -> int:
+    """Give the number of queries from which rebuilding is less work; `head` is P + D.
+
+    Multiplications a head and row: queries · (2C + R) in the latent space, C(P+D) + queries · (P+R+D)
+    rebuilt. Where 2C <= P + D it never is.
+    """
+    return latent * head // (2 * latent - head) if 2 * latent > head else _TO_THE_END
+
+
+def _attend_to_rebuilt(
+    b: Builder,
+    q_nope: ir.Value,
+    q_rope: ir.Value,
+    rows: _Rows,
+    weights: tuple[ir.Value, ir.Value],
+    masks: _Masks,
+    scale: ir.Value,
+    dtype: ir.DataType,
+) -> ir.Value:
+    """Rebuild keys as [B,H,P,T], the way the scores read them, so that no weight is transposed."""
+    w_uk, w_uv = weights
+    q_nope = b.op("Mul", q_nope, scale, name="query_nope")
+    q_rope = b.op("Mul", q_rope, scale, name="query_rope")
+
+    def row(x: ir.Value, name: str) -> ir.Value:
+        return b.op("Unsqueeze", x, b.ints(1), name=name)
+
+    def scores(rows: ir.Value, rope: ir.Value, name: str) -> ir.Value:
+        columns = b.op("Transpose", rows, perm=[0, 1, 3, 2], name=f"{name}_latent_t")  # [B,1,C,T]
+        keys = b.op("MatMul", w_uk, columns, name=f"{name}_keys")  # [B,H,P,T]
+        nope = b.op("MatMul", q_nope, keys, name=f"{name}_nope_scores")
+        columns = b.op("Transpose", rope, perm=[0, 1, 3, 2], name=f"{name}_rope_t")
+        return b.op(
+            "Add", nope, b.op("MatMul", q_rope, columns, name=f"{name}_rope_scores"), name=f"{name}_scores"
+        )
+
+    def context(part: ir.Value, rows: ir.Value, name: str) -> ir.Value:
+        values = b.op("MatMul", rows, w_uv, name=f"{name}_values")  # [B,H,T,D]
+        return b.op("MatMul", part, values, name=f"{name}_context")
+
+    past, new = row(rows.past_latent, "past_latent_row"), row(rows.latent, "new_latent_row")
+    past_scores = scores(past, row(rows.past_rope, "past_rope_row"), "past")
+    new_scores = scores(new, row(rows.rope, "new_rope_row"), "new")
+    joined = b.op("Concat", past_scores, new_scores, axis=3, name="scores")  # [B,H,S,T+S]
+    past_part, new_part = _parts(b, _softmax(b, joined, masks.visible, dtype), masks.split, axis=3)
+    return b.op("Add", context(past_part, past, "past"), context(new_part, new, "new"), name="heads")
 
 
 def _head_attention(b: Builder, call: Call) -> Values:
@@ -133,6 +253,7 @@ def _head_keys(b: Builder, call: Call) -> Values:
 RULES = {
     "Visibility": _visibility,
     "LatentAttention": _latent_attention,
+    "PromptAttention": _prompt_attention,
     "HeadAttention": _head_attention,
     "HeadKeys": _head_keys,
 }

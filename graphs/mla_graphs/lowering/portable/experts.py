@@ -118,7 +118,7 @@ def _layout(b: Builder, call: Call, ids: ir.Value, counts: ir.Value) -> tuple[ir
 def _tile_body(
     b: Builder, x: ir.Value, tokens: ir.Value, owners: ir.Value, gate_up: ir.Value, down: ir.Value
 ) -> ir.Graph:
-    inner = b.inner()
+    inner = b.inner("body")
     tile = ir.val(f"{inner.prefix}.tile", ir.DataType.INT64, [])
     go = ir.val(f"{inner.prefix}.go", ir.DataType.BOOL, [])
     expert = inner.op("Gather", owners, tile, axis=0, name="expert")
