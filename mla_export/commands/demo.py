@@ -21,6 +21,7 @@ from mla_runtime.errors import CheckpointError
 
 SAMPLE = Path("samples") / "tiny-mla"
 PROMPT = "def read_"
+ROUNDS = 3
 DEEPEST = 3072  # rows of cache at which the two forms are compared, if the model's context has them
 NEXT = (
     "inspect MODEL",
@@ -114,8 +115,9 @@ def _use(source: str, bundle: str, baseline: str, quietly: list[str]) -> None:
 
     _tell(
         "6. What does the latent cache save?",
-        "The same checkpoint once more, with keys and values of every head in the cache, which is the",
-        "form that most exporters write.",
+        "The same checkpoint once more, with keys and values of every head in the cache. The bytes are those",
+        "of any such cache. The times are this baseline's own: it keeps rows in the order of tokens, as the",
+        "latent form does, and a step has to transpose them.",
     )
     _command("export", source, baseline, "--absorb", "expanded", "--force", after=quietly)
     _compare({"latent": bundle, "expanded": baseline}, depth)
@@ -143,12 +145,14 @@ def _tell(title: str, *lines: str) -> None:
 def _compare(bundles: dict[str, str], depth: int) -> None:
     """Print cache bytes and step time of bundles side by side; ratios are to the first."""
     measured: dict[str, tuple[int, Speed]] = {}
-    with progress.task("comparing", len(bundles)) as advance:
-        for name, path in bundles.items():
-            with mla_runtime.open(path) as model:
-                (speed,) = mla_runtime.measure(model, [depth], prompt_tokens=16, steps=64)
-                measured[name] = (bench.row_bytes(model.bundle), speed)
-            advance(1)
+    with progress.task("comparing", ROUNDS * len(bundles)) as advance:
+        for _ in range(ROUNDS):  # in turns, and the best of each: other programs come and go
+            for name, path in bundles.items():
+                with mla_runtime.open(path) as model:
+                    (speed,) = mla_runtime.measure(model, [depth], prompt_tokens=16, steps=64)
+                    found = (bench.row_bytes(model.bundle), speed)
+                measured[name] = min(measured.get(name, found), found, key=lambda one: one[1].step_seconds)
+                advance(1)
     base_row, base = next(iter(measured.values()))
     rows = [
         (
@@ -164,4 +168,4 @@ def _compare(bundles: dict[str, str], depth: int) -> None:
     header = ("cache", "bytes a token", "ratio", f"bytes at {depth:,}", f"step ms at {depth:,}", "ratio")
     out = console()
     out.print()
-    out.print(table("Latent against expanded cache", header, rows))
+    out.print(table(f"Latent against expanded cache, the best of {ROUNDS} rounds", header, rows))
