@@ -10,6 +10,8 @@ from tests.parity.raw_graph import RawGraph
 from tests.parity.witness import nmse, token_ids
 
 PHASES = ("step", "prompt")
+# few and many new tokens: with many the prompt graph rebuilds keys and values, with few it attends to latents
+FEW, MANY = 8, 30
 
 
 @pytest.fixture(params=PHASES)
@@ -20,7 +22,7 @@ def phase(request) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_the_latent_after_its_norm_and_the_rotated_key(witness, bundle, family, phase):
     w = witness(family)
-    ids = token_ids(w.geometry.vocab_size, 20)
+    ids = token_ids(w.geometry.vocab_size, MANY)
     trace = w.oracle(ids)
     for absorb in ("factored", "merged"):
         found = RawGraph(bundle(family, absorb), phase)([ids])
@@ -41,10 +43,11 @@ def test_rotated_keys_stand_at_their_positions(witness, bundle, phase):
     assert nmse(found["present.2.rope"][0], w.oracle(ids, first_position=301).rope[2]) > 1e-2
 
 
+@pytest.mark.parametrize("new", [FEW, MANY])
 @pytest.mark.parametrize("absorb", ["factored", "merged", "expanded"])
-def test_rows_beyond_the_length_have_no_say_however_large(witness, bundle, phase, absorb):
+def test_rows_beyond_the_length_have_no_say_however_large(witness, bundle, phase, absorb, new):
     w = witness("deepseek_v3")
-    ids = token_ids(w.geometry.vocab_size, 12)
+    ids = token_ids(w.geometry.vocab_size, 6 + new)
     graph = RawGraph(bundle("deepseek_v3", absorb), phase)
     past = graph.empty(1, rows=16)
     first = graph([ids[:6]])
@@ -62,17 +65,19 @@ def test_rows_beyond_the_length_have_no_say_however_large(witness, bundle, phase
     assert not np.allclose(counted["logits"], clean["logits"])
 
 
+@pytest.mark.parametrize("new", [FEW, MANY])
 @pytest.mark.parametrize("absorb", ["factored", "expanded"])
-def test_padding_among_the_new_rows_has_no_say(witness, bundle, phase, absorb):
+def test_padding_among_the_new_rows_has_no_say(witness, bundle, phase, absorb, new):
     w = witness("deepseek_v3")
-    long, short = token_ids(w.geometry.vocab_size, 8), token_ids(w.geometry.vocab_size, 3, seed=1)
+    long, short = token_ids(w.geometry.vocab_size, new), token_ids(w.geometry.vocab_size, 3, seed=1)
+    padding = token_ids(w.geometry.vocab_size, new - 3, seed=2)
     graph = RawGraph(bundle("deepseek_v3", absorb), phase)
-    one = graph([long, [*short, 0, 0, 0, 0, 0]], new_lengths=[8, 3])
-    other = graph([long, [*short, 201, 7, 99, 5, 44]], new_lengths=[8, 3])
-    rows = [*range(8), 8, 9, 10]
+    one = graph([long, short + [0] * len(padding)], new_lengths=[new, 3])
+    other = graph([long, short + padding], new_lengths=[new, 3])
+    rows = range(new + 3)
     np.testing.assert_array_equal(one["logits"][rows], other["logits"][rows])
-    assert nmse(one["logits"][:8], w.oracle(long).logits) < 1e-9
-    assert nmse(one["logits"][8:11], w.oracle(short).logits) < 1e-9
+    assert nmse(one["logits"][:new], w.oracle(long).logits) < 1e-9
+    assert nmse(one["logits"][new : new + 3], w.oracle(short).logits) < 1e-9
 
 
 def test_padding_does_not_reach_the_experts(bundle, phase):
@@ -87,11 +92,11 @@ def test_padding_does_not_reach_the_experts(bundle, phase):
 def test_rows_of_a_batch_are_the_rows_alone(witness, bundle, phase):
     w = witness("deepseek_v3")
     graph = RawGraph(bundle("deepseek_v3", "factored"), phase)
-    rows = [token_ids(w.geometry.vocab_size, 6, seed=s) for s in range(3)]
-    batch = graph(rows)
-    for index, row in enumerate(rows):
-        alone = graph([row])["logits"]
-        assert nmse(batch["logits"][6 * index : 6 * index + 6], alone) < 1e-11
+    for new in (FEW, MANY):
+        rows = [token_ids(w.geometry.vocab_size, new, seed=s) for s in range(3)]
+        batch = graph(rows)["logits"].reshape(3, new, -1)
+        for together, row in zip(batch, rows, strict=True):
+            assert nmse(together, graph([row])["logits"]) < 1e-11
 
 
 def test_only_the_rows_that_are_asked_for_go_through_the_head(bundle, phase):

@@ -8,7 +8,7 @@ from tests.checkpoints import FAMILIES, VARIANTS
 from tests.parity.judge import judge_bundle
 
 ABSORB = ("factored", "merged", "expanded")
-# one token; less than a chunk; chunks of 16 and a rest; beyond YaRN's and LongRoPE's original contexts
+# one token; less than a chunk; a chunk of 32 and a rest; beyond YaRN's and LongRoPE's original contexts
 LENGTHS = (1, 7, 40, 150)
 
 

@@ -16,6 +16,7 @@ from mla_export.export import export
 from mla_graphs.geometry import Geometry
 from mla_runtime.backends.ort_buffers import SlotBuffers
 from mla_runtime.session import Session
+from tests.parity.conftest import CHUNK
 from tests.parity.judge import Judgement, judge_bundle
 from tests.quick_trace import quick_tracing
 
@@ -91,7 +92,7 @@ def test_a_wrong_export_fails(witness, tmp_path, monkeypatch, name, form):
     path = witness(CASE, **OVERRIDES).path
     with monkeypatch.context() as patch, quick_tracing():
         EXPORT_MUTATIONS[name](patch)
-        wrong = export(path, tmp_path / "wrong", absorb=form, chunk=16)
+        wrong = export(path, tmp_path / "wrong", absorb=form, chunk=CHUNK)
     found = judged(witness, wrong)
     assert {c.name: c.verdict for c in found.comparisons if c.name != "prompt"} == {
         "steps": "fail",
