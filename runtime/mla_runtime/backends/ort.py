@@ -12,12 +12,13 @@ pre-packing. Measured on a 2 GB fp32 stack of 2048 × 6144 matmuls, two AVX-512 
 
 Pre-packing copies the weights once a session and cannot be shared between sessions through the
 Python API; without it both map the same pages of the file. One row is as fast on mapped weights,
-several rows are not: so the step graph is pre-packed for batches only, and loading costs nothing
-that a prompt of 2,000 tokens would not have to earn back first.
+several rows are not: so the step graph is pre-packed for batches only, where the copy fits, and loading
+costs nothing that a prompt of 2,000 tokens would not have to earn back first.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -63,6 +64,9 @@ class OrtBackend:
         self._threads = threads
         self._lock = threading.Lock()
         self._graphs: dict[tuple[Phase, bool], Any] = {}
+        size = sum(entry.size for entry in bundle.manifest.files.values())
+        # A second copy of the weights must leave room for the mapped ones, the cache, and others.
+        self._packs = size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
     @property
     def name(self) -> str:
@@ -81,7 +85,7 @@ class OrtBackend:
 
     def graph(self, phase: Phase, batch: int) -> Any:
         """Give the inference session of a phase, loading it at its first use."""
-        packed = phase == "step" and batch > 1
+        packed = phase == "step" and batch > 1 and self._packs
         with self._lock:
             if (phase, packed) not in self._graphs:
                 self._graphs[phase, packed] = self._load(phase, packed)
