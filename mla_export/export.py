@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import onnx_ir as ir
 import torch
 
 from mla_export import canary, progress, publish, weights_file
-from mla_export.assemble import Weight, assemble, layout
+from mla_export.assemble import assemble, layout
 from mla_export.checkpoint import Checkpoint
-from mla_export.costs import parameters
 from mla_export.families import account, family_of
+from mla_export.manifest import Manifest
+from mla_export.overflow import check_range
 from mla_export.params import Recipes
 from mla_export.text_files import copy_text_files
-from mla_export.trace import OPSET, TracedModel, trace
+from mla_export.trace import trace
 from mla_graphs.contract import contract
-from mla_graphs.geometry import Absorb, Float, Geometry, Phase
+from mla_graphs.geometry import Absorb, Float, Phase
 from mla_graphs.lowering import lower
 from mla_runtime import backends
 from mla_runtime.bundle import Bundle
 from mla_runtime.errors import ConfigError
-from mla_runtime.manifest import FORMAT, Canary, digest
+from mla_runtime.manifest import Canary, FileEntry
 from mla_runtime.model import Model
 
 TARGET = "portable"
@@ -72,58 +70,45 @@ def export(
     with progress.task("tracing the blocks"):
         traced = trace(geometry, absorb, real)
     weights = layout(geometry, traced)
-    size = weights[-1].offset + weights[-1].nbytes
-    publish.check_space(target, size + _MARGIN)
+    publish.check_space(target, weights[-1].offset + weights[-1].nbytes + _MARGIN)
     with publish.staged(target) as staging:
         recipes = Recipes(geometry, absorb, getattr(torch, real), lambda name: source.read(names[name]))
         with progress.task("weights", sum(weight.nbytes for weight in weights), "bytes") as advance:
             written = weights_file.write(staging / WEIGHTS, weights, recipes, advance)
         for phase, file in GRAPHS.items():
-            _write_graph(staging / file, geometry, absorb, real, traced, weights, phase)
-        text = copy_text_files(source.path, dict(source.config), staging)
+            model = lower(assemble(geometry, absorb, real, phase, traced, weights, WEIGHTS), TARGET, phase)
+            (staging / file).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+        text = copy_text_files(source.path, source.config, staging)
         with progress.task("hashing the source", _size(source), "bytes") as advance:
             hashes = source.hashes(advance)
-        files = {
-            path.name: {"size": path.stat().st_size, "sha256": publish.sha256(path)}
-            for path in sorted(staging.iterdir())
-            if path.name != WEIGHTS
-        }
-        files[WEIGHTS] = dataclasses.asdict(written)
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "generator": {
-                "mla-export": version("mla-export"),
-                "torch": torch.__version__,
-                "onnx-ir": ir.__version__,
-            },
-            "model": {
-                "name": source.path.resolve().name,
-                "family": geometry.family,
-                "layers": geometry.num_hidden_layers,
-                "vocab_size": geometry.vocab_size,
-                "max_context": geometry.max_context,
-                "parameters": parameters(geometry).total,
-                "geometry": dataclasses.asdict(geometry),
-            },
-            "target": TARGET,
-            "opset": OPSET,
-            "absorb": absorb,
-            "precision": {"compute": real, "cache": real},
-            "graphs": {
-                "step": {"file": GRAPHS["step"]},
-                "prompt": {"file": GRAPHS["prompt"], "chunk": chunk},
-            },
-            **_signature(geometry, absorb, real),
-            "text": text,
-            "source": hashes,
-            "canary": None,
-            "files": files,
-        }
-        _write_manifest(staging, manifest)
+        manifest = Manifest(
+            name=source.path.resolve().name,
+            geometry=geometry,
+            target=TARGET,
+            absorb=absorb,
+            dtype=real,
+            graphs=GRAPHS,
+            chunk=chunk,
+            text=text,
+            source=hashes,
+            files={WEIGHTS: written, **_described(staging)},
+        )
+        manifest.write(staging / publish.MANIFEST, None)
         with progress.task("canary"):
-            manifest["canary"] = dataclasses.asdict(_canary(staging))
-        _write_manifest(staging, manifest)
+            if real == "float16":
+                check_range(staging / GRAPHS["step"], contract(geometry, absorb, real), geometry.vocab_size)
+            recorded = _canary(staging)
+        manifest.write(staging / publish.MANIFEST, recorded)
     return target
+
+
+def _described(staging: Path) -> dict[str, FileEntry]:
+    """Give size and hash of every file but the weights, which were hashed as they were written."""
+    return {
+        path.name: FileEntry(path.stat().st_size, publish.sha256(path))
+        for path in sorted(staging.iterdir())
+        if path.name != WEIGHTS
+    }
 
 
 def _canary(staging: Path) -> Canary:
@@ -132,46 +117,5 @@ def _canary(staging: Path) -> Canary:
     return canary.record(Model(bundle, backends.load("ort:cpu", bundle, None)))
 
 
-def _write_graph(
-    path: Path,
-    geometry: Geometry,
-    absorb: Absorb,
-    dtype: Float,
-    traced: TracedModel,
-    weights: list[Weight],
-    phase: Phase,
-) -> None:
-    model = lower(assemble(geometry, absorb, dtype, phase, traced, weights, WEIGHTS), TARGET, phase)
-    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-
-
 def _size(source: Checkpoint) -> int:
     return sum(file.stat().st_size for file in {tensor.file for tensor in source.tensors.values()})
-
-
-def _signature(geometry: Geometry, absorb: Absorb, dtype: Float) -> dict[str, Any]:
-    """Give the manifest's tensor table: inputs, outputs and cache."""
-    signature = contract(geometry, absorb, dtype)
-    return {
-        "inputs": [dataclasses.asdict(spec) for spec in signature.inputs],
-        "outputs": [dataclasses.asdict(spec) for spec in signature.outputs],
-        "cache": [
-            {
-                "layer": spec.layer,
-                "kind": "append",
-                "holds": spec.kind,
-                "past": spec.past.name,
-                "present": spec.present.name,
-                "dtype": spec.past.dtype,
-                "row": spec.past.shape[2:],
-                "row_format": spec.row,
-            }
-            for spec in signature.cache
-        ],
-    }
-
-
-def _write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
-    plain = json.loads(json.dumps(manifest))
-    plain["sha256"] = digest(plain)
-    (staging / publish.MANIFEST).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,9 @@ from torch import Tensor
 
 from mla_export.assemble import ALIGNMENT, Weight
 from mla_runtime.errors import ExportError
+from mla_runtime.manifest import FileEntry
 
 _TORCH = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Size in bytes and SHA-256 of a file."""
-
-    size: int
-    sha256: str
 
 
 def write(
@@ -32,7 +24,7 @@ def write(
     weights: Sequence[Weight],
     pieces: Callable[[str], Iterator[Tensor]],
     advance: Callable[[int], None],
-) -> Written:
+) -> FileEntry:
     """Write `weights` to `path` and flush it to the disk; `advance` is told the bytes written.
 
     `pieces` gives a weight's data along its first axis. Raises `ExportError` where a value is not
@@ -56,7 +48,7 @@ def write(
         size = file.tell()
         file.flush()
         os.fsync(file.fileno())
-    return Written(size, digest.hexdigest())
+    return FileEntry(size, digest.hexdigest())
 
 
 def _bytes(weight: Weight, piece: Tensor) -> memoryview:

@@ -141,6 +141,18 @@ def test_float16_overflow_names_the_weight(checkpoint, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_float16_overflow_of_a_value_names_the_operator_and_layer(checkpoint, tmp_path):
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint, source)
+    tensors = read_tensors(source)
+    tensors["model.layers.0.mlp.down_proj.weight"] *= 3e4  # each weight fits; what they sum to does not
+    write_tensors(source, tensors)
+    export(source, tmp_path / "fp32")
+    with pytest.raises(ExportError, match=r"layers\.0\.mlp\.down: its result is not finite in float16"):
+        export(source, tmp_path / "bundle", dtype="fp16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fp32", "model"]
+
+
 def test_target_is_checked_before_any_work(checkpoint, bundle, tmp_path):
     with pytest.raises(ExportError, match="is there already; give --force"):
         export(checkpoint, bundle)
