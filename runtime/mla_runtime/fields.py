@@ -8,43 +8,49 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mla_runtime.errors import BundleError
+from mla_runtime.errors import BundleError, MlaError
 
-JSON_CAP = 16 * 2**20
+JSON_CAP = 16_000_000
 T = TypeVar("T")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object in `path`: at most 16 MB, no duplicate keys, no NaN or infinity.
+def read_json(path: Path, error: type[MlaError] = BundleError, cap: int = JSON_CAP) -> dict[str, Any]:
+    """Read the JSON object in `path`, at most `cap` bytes, as `parse_json` does.
 
-    Raises `BundleError` that names the file and, where JSON is malformed, the line.
+    Raises `error`, naming the file, for one that cannot be read, is larger, or breaks a rule.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(JSON_CAP + 1)
+            data = file.read(cap + 1)
     except OSError as cause:
-        raise BundleError(
-            f"{path}: cannot be read ({cause.strerror}); is this the folder of a bundle?"
-        ) from cause
-    if len(data) > JSON_CAP:
-        raise BundleError(
-            f"{path}: larger than the {JSON_CAP} bytes that a manifest may have; get the bundle again"
-        )
+        raise error(f"{path}: cannot be read ({cause.strerror}); get the file again") from cause
+    if len(data) > cap:
+        raise error(f"{path}: larger than the {cap} bytes that it may have; it is not what its name says")
+    return parse_json(data, str(path), error)
+
+
+def parse_json(data: bytes, where: str, error: type[MlaError] = BundleError) -> dict[str, Any]:
+    """Parse a JSON object of strangers: UTF-8, no key twice, no NaN or infinity, no half of a character.
+
+    Raises `error` that begins with `where` and says, for malformed JSON, the line.
+    """
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        if b"\\ud" in data.lower():  # an escaped half of a surrogate pair is a string that nothing can print
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as cause:
-        raise BundleError(f"{path}: not valid JSON ({cause}); get the bundle again") from cause
+        raise error(f"{where}: not valid JSON ({cause}); get the file again") from cause
     if not isinstance(value, dict):
-        raise BundleError(
-            f"{path}: holds a {type(value).__name__} where an object belongs; get the bundle again"
-        )
+        raise error(f"{where}: holds a {type(value).__name__} where an object belongs; get the file again")
     return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError(f"a key is given twice among {sorted(key for key, _ in pairs)}")
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} is given twice")
+        result[key] = value
     return result
 
 

@@ -32,6 +32,18 @@ def check_sizes(paths: Mapping[str, Path], files: Mapping[str, FileEntry]) -> No
             )
 
 
+def sha256(path: Path, on_bytes: OnBytes | None = None) -> str:
+    """Hash a file in full; `on_bytes` is called with the bytes hashed since its last call."""
+    state = hashlib.sha256()
+    block = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            state.update(block[:count])
+            if on_bytes is not None:
+                on_bytes(count)
+    return state.hexdigest()
+
+
 def verify_hashes(
     paths: Mapping[str, Path], files: Mapping[str, FileEntry], on_bytes: OnBytes | None = None
 ) -> None:
@@ -41,7 +53,7 @@ def verify_hashes(
     """
     check_sizes(paths, files)
     for name, entry in files.items():
-        found = _sha256(paths[name], on_bytes)
+        found = sha256(paths[name], on_bytes)
         if found != entry.sha256:
             msg = f"{paths[name]}: SHA-256 {found} is not {entry.sha256} of bundle.json; "
             raise BundleError(msg + "the file is damaged, get the bundle again")
@@ -85,17 +97,6 @@ def cache_folder() -> Path:
     if sys.platform == "win32" and (base := os.environ.get("LOCALAPPDATA", "")):
         return Path(base) / "mla-export"
     return Path(os.path.expanduser("~")) / ".cache" / "mla-export"  # noqa: PTH111 - Path.home() raises without a home
-
-
-def _sha256(path: Path, on_bytes: OnBytes | None) -> str:
-    state = hashlib.sha256()
-    block = memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            state.update(block[:count])
-            if on_bytes is not None:
-                on_bytes(count)
-    return state.hexdigest()
 
 
 def _stamp_file(root: Path) -> Path:

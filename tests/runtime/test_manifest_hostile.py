@@ -19,13 +19,15 @@ from tests.runtime.handmade import V
         (b'{"format": 1', "not valid JSON"),
         (b"[1]", "holds a list where an object belongs"),
         (b'{"format": NaN}', "NaN is not a JSON number"),
-        (b'{"format": 1, "format": 1}', "a key is given twice"),
+        (b'{"format": 1, "format": 1}', "the key 'format' is given twice"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b" " * (16 * 2**20 + 1), "larger than the 16777216 bytes that a manifest may have"),
+        (b" " * 16_000_001, "larger than the 16000000 bytes that it may have"),
+        (rb'{"format": 1, "files": {"\ud800": 1}}', "not valid JSON ('utf-8' codec can't encode"),
+        (rb'{"format": "\uDfff"}', "not valid JSON ('utf-8' codec can't encode"),
         (b'{"format": ' + b"1" * 5000 + b"}", "not valid JSON"),
     ],
-    ids=["empty", "cut", "list", "nan", "twice", "bytes", "nested", "huge", "digits"],
+    ids=["empty", "cut", "list", "nan", "twice", "bytes", "nested", "huge", "half", "half value", "digits"],
 )
 def test_json(folder: Path, text: bytes, message: str) -> None:
     (folder / "bundle.json").write_bytes(text)
