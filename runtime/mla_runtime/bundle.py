@@ -11,7 +11,7 @@ from mla_runtime import integrity
 from mla_runtime.errors import BundleError
 from mla_runtime.external import check_external
 from mla_runtime.fields import read_json
-from mla_runtime.integrity import OnBytes
+from mla_runtime.integrity import OnBytes, Stamp
 from mla_runtime.manifest import CacheTensor, Graph, Manifest, ModelInfo, Phase, TextFiles, parse
 from mla_runtime.paths import guarded
 
@@ -22,13 +22,15 @@ MANIFEST = "bundle.json"
 class Bundle:
     """An opened bundle. `open` reads no weights; `ensure_hashed` or `verify_hashes` reads them all.
 
-    `raw` is the manifest's JSON as it stands, for programs that show more than a runtime needs.
+    `raw` is the manifest's JSON as it stands, for programs that show more than a runtime needs;
+    `stamps` tell the files of that moment from whatever may take their places later.
     """
 
     path: Path
     manifest: Manifest
     paths: Mapping[str, Path]
     raw: Mapping[str, Any]
+    stamps: Mapping[str, Stamp]
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -53,17 +55,16 @@ class Bundle:
                 raise BundleError(
                     f"{root / MANIFEST}: {name!r} is used but not listed in files; export it again"
                 )
+        # Taken before anything is hashed: a file that changes meanwhile will not match them.
+        stamps = integrity.stamps(paths, manifest.files)
         integrity.check_sizes(paths, manifest.files)
-        return cls(root, manifest, paths, raw)
+        return cls(root, manifest, paths, raw, stamps)
 
     def ensure_hashed(self, on_bytes: OnBytes | None = None) -> bool:
-        """Hash the files unless a stamp shows that exactly these were hashed before; give whether it did."""
-        # Taken before hashing: a file that changes meanwhile will not match them.
-        found = integrity.stamps(self.paths, self.manifest.files)
-        if integrity.remembered(self.path) == found:
+        """Hash the files unless it is known that exactly these were hashed before; give whether it did."""
+        if integrity.remembered(self.path) == self._vouched():
             return False
         self.verify_hashes(on_bytes)
-        integrity.remember(self.path, found)
         return True
 
     def verify_hashes(self, on_bytes: OnBytes | None = None) -> None:
@@ -74,6 +75,27 @@ class Bundle:
         integrity.verify_hashes(self.paths, self.manifest.files, on_bytes)
         for graph in self.manifest.graphs.values():
             check_external(self.paths[graph.file], self.manifest.files)
+        integrity.remember(self.path, self._vouched())
+
+    def check_unchanged(self) -> None:
+        """Raise `BundleError` where a file is no longer the one that was there when the bundle was opened.
+
+        What reads a file by its path asks before and after: an export to the same name may have come
+        between, and half of two bundles is a model that nobody made.
+        """
+        try:
+            found = integrity.stamps(self.paths, self.manifest.files)
+        except OSError as cause:
+            raise BundleError(
+                f"{self.path}: a file of it is gone ({cause}); open the bundle again"
+            ) from cause
+        for name, stamp in found.items():
+            if stamp != self.stamps[name]:
+                raise BundleError(f"{self.paths[name]}: changed after it was opened; open the bundle again")
+
+    def _vouched(self) -> dict[str, Any]:
+        """Give what was looked at: the manifest too, since it says which files are graphs."""
+        return {"manifest": self.raw["sha256"], "files": dict(self.stamps)}
 
     @property
     def model(self) -> ModelInfo:

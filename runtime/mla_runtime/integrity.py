@@ -70,15 +70,15 @@ def stamps(paths: Mapping[str, Path], files: Mapping[str, FileEntry]) -> dict[st
 
 
 def remembered(root: Path) -> object:
-    """Give the stamps kept for the folder `root`, or None."""
+    """Give what was kept for the folder `root`, or None."""
     try:
         return json.loads(_stamp_file(root).read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def remember(root: Path, found: dict[str, Stamp]) -> None:
-    """Keep the stamps of `root`. A cache folder that cannot be written only means hashing again."""
+def remember(root: Path, found: Mapping[str, object]) -> None:
+    """Keep what was found of `root`. A cache folder that cannot be written only means hashing again."""
     path = _stamp_file(root)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from mla_runtime.fields import Field
 FORMAT = 1
 Dim = int | str
 Phase = Literal["step", "prompt"]
+PHASES: tuple[Phase, ...] = ("step", "prompt")
 FLOATS = ("float32", "float16")
 CACHE_DTYPES = ("float32", "float16", "int8")
 MAX_RANK = 8

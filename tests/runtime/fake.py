@@ -22,7 +22,7 @@ def fake_bundle(max_context: int = 64, chunk: int = 7) -> Bundle:
     raw["model"]["max_context"] = max_context
     raw["graphs"]["prompt"]["chunk"] = chunk
     raw["sha256"] = digest(raw)
-    return Bundle(Path("fake"), parse(raw, "fake"), {}, raw)
+    return Bundle(Path("fake"), parse(raw, "fake"), {}, raw, {})
 
 
 def logits_of(history: list[int]) -> np.ndarray:

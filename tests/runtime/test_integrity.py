@@ -6,11 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 
 import mla_runtime
 from mla_runtime.bundle import Bundle
 from tests.runtime.broken import content, refused, save
+from tests.runtime.handmade import write_manifest
 
 
 class Hashing:
@@ -54,6 +56,29 @@ def test_a_manifest_with_other_hashes_is_hashed_again(folder: Path) -> None:
     raw["files"]["weights.data"]["sha256"] = "0" * 64
     save(folder, raw)
     refused(folder, f"is not {'0' * 64} of bundle.json; the file is damaged, get the bundle again")
+
+
+def test_a_manifest_that_makes_another_file_its_graph_is_looked_at_again(folder: Path) -> None:
+    proto = onnx.load(folder / "step.onnx", load_external_data=False)
+    proto.graph.initializer[0].external_data[0].value = "unlisted.bin"
+    (folder / "extra.onnx").write_bytes(proto.SerializeToString())
+    write_manifest(folder, {k: v for k, v in content(folder).items() if k != "sha256"})
+    mla_runtime.open(folder)
+    (folder / "unlisted.bin").write_bytes((folder / "weights.data").read_bytes())
+    raw = content(folder)
+    raw["graphs"]["step"]["file"] = "extra.onnx"
+    save(folder, raw)
+    refused(folder, "extra.onnx: a tensor lies in 'unlisted.bin', which bundle.json does not list")
+
+
+def test_what_was_verified_is_not_hashed_again(folder: Path) -> None:
+    Bundle.open(folder).verify_hashes()
+    assert Hashing(folder)() == 0
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_hashed_again(folder: Path) -> None:
+    Bundle.open(folder).ensure_hashed(lambda count: os.utime(folder / "weights.data"))
+    assert Hashing(folder)() == Bundle.open(folder).nbytes
 
 
 def test_verify_hashes_what_was_hashed_before(folder: Path) -> None:

@@ -6,16 +6,16 @@ from mla_runtime.backends.base import Backend
 from mla_runtime.bundle import Bundle
 from mla_runtime.errors import BackendError
 
-NAMES = ("ort:cpu", "ort:cuda")
+NAMES = ("ort:cpu",)
 
 
 def load(name: str, bundle: Bundle, threads: int | None) -> Backend:
     """Load `bundle` on the backend `name` with `threads` computing threads (None: the engine's choice).
 
-    Raises `BackendError` for a name that is not known and an engine or provider that is not there.
+    Raises `BackendError` for a name that is not known and an engine that is not there.
     """
     if name not in NAMES:
         raise BackendError(f"no backend {name!r}; known are {', '.join(NAMES)}")
     from mla_runtime.backends.ort import OrtBackend
 
-    return OrtBackend(name, bundle, threads)
+    return OrtBackend(bundle, threads)

@@ -25,53 +25,44 @@ from typing import Any
 from mla_runtime.backends.base import CacheBuffers
 from mla_runtime.backends.ort_buffers import BucketBuffers, SlotBuffers
 from mla_runtime.bundle import Bundle
-from mla_runtime.errors import BackendError, BundleError, InputError
-from mla_runtime.manifest import Phase
+from mla_runtime.errors import BackendError, BundleError, InputError, SessionError
+from mla_runtime.manifest import PHASES, Phase
 
-PROVIDERS = {"ort:cpu": "CPUExecutionProvider", "ort:cuda": "CUDAExecutionProvider"}
-PACKAGES = {"ort:cpu": "onnxruntime (extra `cpu`)", "ort:cuda": "onnxruntime-gpu (extra `cuda`)"}
+PROVIDER = "CPUExecutionProvider"
 _TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
-    "int8": "tensor(int8)",
     "int64": "tensor(int64)",
 }
 
 
 class OrtBackend:
-    """A bundle on ONNX Runtime. Graphs are loaded when first used; sessions on any thread share them."""
+    """A bundle on ONNX Runtime's CPU provider; sessions on any thread share its graphs.
 
-    def __init__(self, name: str, bundle: Bundle, threads: int | None) -> None:
+    Both graphs are loaded at once, so that the files may be replaced while they are in use; the step
+    graph of batches is loaded when first used, and only if the files are still the same.
+    """
+
+    name = "ort:cpu"
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be at least 1, or None for the engine's choice")
         try:
-            import onnxruntime
+            import onnxruntime  # noqa: F401 - to fail here, with what to do
         except ImportError as cause:
-            raise BackendError(
-                f"backend {name}: onnxruntime is not installed; install {PACKAGES[name]}"
-            ) from cause
-        found = onnxruntime.get_available_providers()
-        if PROVIDERS[name] not in found:
-            msg = f"backend {name}: the provider {PROVIDERS[name]} is not there, only {', '.join(found)}; "
-            raise BackendError(msg + f"install {PACKAGES[name]} or ask for ort:cpu")
-        if name != "ort:cpu":
-            # Its buffers would have to live on the card; host buffers would copy the cache each step.
-            raise BackendError(
-                f"backend {name}: {PROVIDERS[name]} is there but this version runs ort:cpu only"
-            )
-        self._name = name
+            msg = f"backend {self.name}: onnxruntime is not installed; install onnxruntime (extra `cpu`)"
+            raise BackendError(msg) from cause
         self._bundle = bundle
         self._threads = threads
         self._lock = threading.Lock()
         self._graphs: dict[tuple[Phase, bool], Any] = {}
+        self._closed = False
         size = sum(entry.size for entry in bundle.manifest.files.values())
         # A second copy of the weights must leave room for the mapped ones, the cache, and others.
         self._packs = size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-
-    @property
-    def name(self) -> str:
-        """Name as people type it."""
-        return self._name
+        for phase in PHASES:
+            self._graphs[phase, False] = self._load(phase, packed=False)
 
     def width(self, phase: Phase, new: int) -> int:
         """Give `new`: ONNX Runtime's CPU provider takes every shape as it comes."""
@@ -80,21 +71,28 @@ class OrtBackend:
 
     def buffers(self, batch: int, max_rows: int) -> CacheBuffers:
         """Make the buffers of a session: bound in place for one sequence, in buckets for several."""
+        self._check_open()
         kind = SlotBuffers if batch == 1 else BucketBuffers
         return kind(self, self._bundle, batch, max_rows)
 
     def graph(self, phase: Phase, batch: int) -> Any:
-        """Give the inference session of a phase, loading it at its first use."""
+        """Give the inference session of a phase; a batch's step graph is loaded at its first use."""
         packed = phase == "step" and batch > 1 and self._packs
         with self._lock:
+            self._check_open()
             if (phase, packed) not in self._graphs:
                 self._graphs[phase, packed] = self._load(phase, packed)
             return self._graphs[phase, packed]
 
     def close(self) -> None:
-        """Free graphs and weights."""
+        """Free graphs and weights; whatever still wants to compute gets a `SessionError`."""
         with self._lock:
+            self._closed = True
             self._graphs.clear()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionError(f"{self._bundle.path}: this model is closed; open the bundle again")
 
     def _load(self, phase: Phase, packed: bool) -> Any:
         import onnxruntime
@@ -109,13 +107,15 @@ class OrtBackend:
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         path = self._bundle.paths[self._bundle.graph(phase).file]
+        self._bundle.check_unchanged()
         try:
-            graph = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[self._name]])
+            graph = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
         except Exception as cause:  # onnxruntime's errors share no base class of their own
-            raise BackendError(f"backend {self._name}: {path} does not load: {cause}") from cause
-        if PROVIDERS[self._name] not in graph.get_providers():
-            msg = f"backend {self._name}: {path} was asked for on {PROVIDERS[self._name]} and loaded on "
-            raise BackendError(msg + ", ".join(graph.get_providers()))
+            raise BackendError(f"backend {self.name}: {path} does not load: {cause}") from cause
+        self._bundle.check_unchanged()
+        if PROVIDER not in (found := graph.get_providers()):
+            msg = f"backend {self.name}: {path} was asked for on {PROVIDER} and loaded on {', '.join(found)}"
+            raise BackendError(msg)
         self._check_signature(graph, str(path))
         return graph
 
