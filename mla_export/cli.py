@@ -82,7 +82,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--absorb", choices=["factored", "merged", "expanded"], default="factored")
     parser.add_argument("--dtype", choices=["fp32", "fp16"], default="fp32", help="of weights and cache")
     parser.add_argument("--max-context", type=COUNT, help="longest context (the model's own if not given)")
-    parser.add_argument("--chunk", type=COUNT, default=512, help="most tokens of a prompt that run at once")
+    parser.add_argument("--chunk", type=COUNT, help="most tokens of a prompt that run at once (512)")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
 
 

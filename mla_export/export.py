@@ -15,7 +15,7 @@ from mla_export.families import account, family_of
 from mla_export.manifest import Manifest
 from mla_export.overflow import check_range
 from mla_export.params import Recipes
-from mla_export.text_files import copy_text_files
+from mla_export.text_files import read_text_files
 from mla_export.trace import trace
 from mla_graphs.contract import contract
 from mla_graphs.geometry import Absorb, Float, Phase
@@ -42,14 +42,14 @@ def export(
     absorb: Absorb = "factored",
     dtype: Literal["fp32", "fp16"] = "fp32",
     max_context: int | None = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | None = None,
     force: bool = False,
 ) -> Path:
     """Export the model in the folder `checkpoint` to the bundle `out` and give its path.
 
     `absorb` chooses the attention's form, `dtype` the type of weights, activations and cache.
     `max_context` bounds the positions (default: what the model was made for), `chunk` how many prompt
-    tokens go through the graph at once. An existing bundle is replaced only with `force`, and only by
+    tokens go through the graph at once (default: 512, or the context where that is less). An existing bundle is replaced only with `force`, and only by
     a finished one.
 
     Raises ConfigError, CheckpointError or ExportError; `out` is then as it was.
@@ -63,22 +63,25 @@ def export(
     source = Checkpoint.open(checkpoint)
     family = family_of(source.config)
     geometry = family.geometry(source.config, max_context)
+    if chunk is None:
+        chunk = min(DEFAULT_CHUNK, geometry.max_context)
     if not 1 <= chunk <= geometry.max_context:
         raise ConfigError(f"chunk {chunk} is not in 1 … {geometry.max_context}, the context of this export")
     names = account(source, family, geometry).names
+    text = read_text_files(source.path, source.config, geometry.vocab_size)
     real = DTYPES[dtype]
     with progress.task("tracing the blocks"):
         traced = trace(geometry, absorb, real)
     weights = layout(geometry, traced)
     publish.check_space(target, weights[-1].offset + weights[-1].nbytes + _MARGIN)
-    with publish.staged(target) as staging:
+    with publish.staged(target, force=force) as staging:
         recipes = Recipes(geometry, absorb, getattr(torch, real), lambda name: source.read(names[name]))
         with progress.task("weights", sum(weight.nbytes for weight in weights), "bytes") as advance:
             written = weights_file.write(staging / WEIGHTS, weights, recipes, advance)
         for phase, file in GRAPHS.items():
             model = lower(assemble(geometry, absorb, real, phase, traced, weights, WEIGHTS), TARGET, phase)
             (staging / file).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-        text = copy_text_files(source.path, source.config, staging)
+        text.write(staging)
         with progress.task("hashing the source", _size(source), "bytes") as advance:
             hashes = source.hashes(advance)
         manifest = Manifest(
@@ -89,7 +92,7 @@ def export(
             dtype=real,
             graphs=GRAPHS,
             chunk=chunk,
-            text=text,
+            text=text.entry,
             source=hashes,
             files={WEIGHTS: written, **_described(staging)},
         )

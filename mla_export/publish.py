@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +19,18 @@ MANIFEST = "bundle.json"
 
 
 def check_target(out: Path, *, force: bool) -> None:
-    """Refuse a target that cannot or may not be replaced, before any work is done; make its parent folder."""
+    """Refuse a target that cannot or may not be replaced; make its parent folder.
+
+    What killed exports to the same name left is removed here, and an old bundle that one of them had
+    moved away is put back.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
         raise ExportError(f"{out}: its folder cannot be made ({cause}); choose another") from cause
     if not os.access(out.parent, os.W_OK):
         raise ExportError(f"{out}: the folder {out.parent} cannot be written to; choose another")
+    _sweep(out)
     if not out.exists() and not out.is_symlink():
         return
     if not (out.is_dir() and (out / MANIFEST).is_file()) or out.is_symlink():
@@ -41,21 +49,23 @@ def check_space(out: Path, needed: int) -> None:
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """Yield a staging folder beside `out` that becomes `out` when the block ends without an error.
 
     Whatever interrupts it, `out` is then the old folder, the new one, or missing; never a mix. After
     an error the staging folder is removed; after a kill, the next export of the same name removes it.
+    `out` is checked once more before it is replaced: it may have come up since.
     """
-    _sweep(out)
-    staging = out.parent / f".{out.name}.staging-{os.getpid()}"
-    staging.mkdir()
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.staging-", dir=out.parent))
+    staging.chmod(0o777 & ~_umask())
     try:
-        yield staging
-        for file in staging.iterdir():
-            _sync(file)
-        _sync(staging)
-        _replace(staging, out)
+        with _owned(staging):
+            yield staging
+            for file in staging.iterdir():
+                _sync(file)
+            _sync(staging)
+            check_target(out, force=force)
+            _replace(staging, out)
     except OSError as cause:
         raise ExportError(f"{out}: writing failed ({cause}); nothing was changed there") from cause
     finally:
@@ -64,8 +74,11 @@ def staged(out: Path) -> Iterator[Path]:
 
 def sha256(path: Path) -> str:
     """Hash a file of the staging folder."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -77,39 +90,53 @@ def _sync(path: Path) -> None:
 
 
 def _replace(staging: Path, out: Path) -> None:
-    old = out.parent / f".{out.name}.replaced-{os.getpid()}"
-    if out.exists():
-        out.rename(old)
-    try:
+    if not out.exists():
         staging.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    _sync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        _sync(out.parent)
+        return
+    old = out.parent / f".{out.name}.replaced-{secrets.token_hex(4)}"
+    with _owned(out):
+        try:
+            out.rename(old)
+            staging.rename(out)
+        except BaseException:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            raise
+        _sync(out.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _sweep(out: Path) -> None:
-    """Remove what killed exports to the same name left; put back an old bundle that one had moved away."""
-    pattern = re.compile(rf"\.{re.escape(out.name)}\.(staging|replaced)-(\d+)")
+    """Remove what nobody owns any more; put back an old bundle that a killed export had moved away."""
+    pattern = re.compile(rf"\.{re.escape(out.name)}\.(staging|replaced)-\w+")
     for path in sorted(out.parent.iterdir()):
         match = pattern.fullmatch(path.name)
-        if not match or _alive(int(match[2])):
+        if not match or not path.is_dir() or path.is_symlink():
             continue
-        if match[1] == "replaced" and not out.exists():
-            path.rename(out)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+        try:
+            with _owned(path):
+                if match[1] == "replaced" and not out.exists():
+                    path.rename(out)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue  # another export's, which is alive
 
 
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder that lasts as long as this process, and through renames."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    """Give the process's umask: a published folder has the permissions of any other."""
+    current = os.umask(0)
+    os.umask(current)
+    return current

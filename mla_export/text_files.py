@@ -3,87 +3,117 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mla_export.families import text_config
 from mla_runtime.errors import CheckpointError
+from mla_runtime.paths import guarded
 
-_JSON_LIMIT = 16 * 2**20
+TOKENIZER = "tokenizer.json"
+TEMPLATE = "chat_template.jinja"
+_LIMIT = 16 * 2**20
 # tokenizer.json of large vocabularies is past the cap of a configuration.
 _TOKENIZER_LIMIT = 100 * 2**20
 
 
-def copy_text_files(source: Path, config: dict[str, Any], staging: Path) -> dict[str, Any]:
-    """Copy the tokenizer files of the checkpoint `source` and give the manifest's `text` entry.
+@dataclass(frozen=True, slots=True)
+class TextFiles:
+    """The manifest's `text` entry, and the files to write: name to content."""
 
-    Raises `CheckpointError` for files that are damaged. A checkpoint without `tokenizer.json` gives a
-    bundle that runs on ids.
+    entry: dict[str, Any]
+    files: dict[str, bytes]
+
+    def write(self, folder: Path) -> None:
+        """Write the files into `folder`."""
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+def read_text_files(source: Path, config: Mapping[str, Any], vocab_size: int) -> TextFiles:
+    """Read and check the tokenizer files of the checkpoint in `source`, whose config.json is `config`.
+
+    Raises `CheckpointError` for files that are damaged, too large, or links out of the folder. A
+    checkpoint without `tokenizer.json` gives a bundle that runs on ids.
     """
-    settings = _read(source / "tokenizer_config.json")
-    tokenizer = source / "tokenizer.json"
-    name = None
-    if tokenizer.is_file():
-        _check_size(tokenizer, _TOKENIZER_LIMIT)
-        shutil.copyfile(tokenizer, staging / "tokenizer.json")
-        name = "tokenizer.json"
+    settings = _json(source, "tokenizer_config.json")
+    files: dict[str, bytes] = {}
+    tokenizer = _bytes(source, TOKENIZER, _TOKENIZER_LIMIT)
+    if tokenizer is not None:
+        files[TOKENIZER] = tokenizer
     template = _chat_template(source, settings)
     if template is not None:
-        (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
-    generation = _read(source / "generation_config.json")
-    bos = generation.get("bos_token_id", config.get("bos_token_id"))
-    stop = generation.get("eos_token_id", config.get("eos_token_id"))
+        files[TEMPLATE] = template.encode()
+    generation = _json(source, "generation_config.json")
+    text = text_config(config)
+    bos = generation.get("bos_token_id", text.get("bos_token_id"))
+    stop = generation.get("eos_token_id", text.get("eos_token_id"))
     stop_ids = [] if stop is None else stop if isinstance(stop, list) else [stop]
-    vocab = config["vocab_size"]
     for id_ in [*stop_ids, *([] if bos is None else [bos])]:
-        if type(id_) is not int or not 0 <= id_ < vocab:
+        if type(id_) is not int or not 0 <= id_ < vocab_size:
+            limit = f"0 … {vocab_size - 1}"
             raise CheckpointError(
-                f"{source}: the special token id {id_!r} is not in 0 … {vocab - 1}; mend its config"
+                f"{source}: the special token id {id_!r} is not in {limit}; mend its config"
             )
-    tokens = {
-        key: text for key in ("bos_token", "eos_token", "pad_token") if (text := _token(settings.get(key)))
-    }
-    return {
-        "tokenizer": name,
-        "chat_template": None if template is None else "chat_template.jinja",
-        "tokens": tokens,
+    named = {key: _token(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
+    entry = {
+        "tokenizer": None if tokenizer is None else TOKENIZER,
+        "chat_template": None if template is None else TEMPLATE,
+        "tokens": {key: token for key, token in named.items() if token},
         "bos_id": bos,
         "add_bos": bool(settings.get("add_bos_token", False)) and bos is not None,
         "stop_ids": sorted(set(stop_ids)),
     }
+    return TextFiles(entry, files)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    _check_size(path, _JSON_LIMIT)
+def _bytes(source: Path, name: str, limit: int) -> bytes | None:
+    """Read a file of the checkpoint, None where there is none."""
+    if not (source / name).exists() and not (source / name).is_symlink():
+        return None
+    path = guarded(source, name, name, CheckpointError)
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise CheckpointError(
+            f"{path} is larger than the limit of {limit} bytes; it is not what its name says"
+        )
+    return content
+
+
+def _text(source: Path, name: str) -> str | None:
+    content = _bytes(source, name, _LIMIT)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as cause:
-        raise CheckpointError(f"{path} is not JSON ({cause}); get the file again") from cause
+        return None if content is None else content.decode()
+    except UnicodeDecodeError as cause:
+        raise CheckpointError(f"{source / name} is not UTF-8 ({cause}); get the file again") from cause
+
+
+def _json(source: Path, name: str) -> dict[str, Any]:
+    content = _text(source, name)
+    if content is None:
+        return {}
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as cause:
+        raise CheckpointError(f"{source / name} is not JSON ({cause}); get the file again") from cause
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__} instead of an object; get the file again")
+        kind = type(value).__name__
+        raise CheckpointError(f"{source / name} holds a {kind} where an object belongs; get the file again")
     return value
 
 
-def _check_size(path: Path, limit: int) -> None:
-    size = path.stat().st_size
-    if size > limit:
-        raise CheckpointError(
-            f"{path} has {size} bytes, more than the limit of {limit}; it is not what its name says"
-        )
-
-
-def _chat_template(source: Path, settings: dict[str, Any]) -> str | None:
-    path = source / "chat_template.jinja"
-    if path.is_file():
-        _check_size(path, _JSON_LIMIT)
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several named ones: the default is the one for plain chat
-        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def _chat_template(source: Path, settings: Mapping[str, Any]) -> str | None:
+    template = _text(source, TEMPLATE)
+    if template is not None:
+        return template
+    kept = settings.get("chat_template")
+    if isinstance(kept, list):  # several named ones: the default is the one for plain chat
+        named = {item.get("name"): item.get("template") for item in kept if isinstance(item, dict)}
+        kept = named.get("default")
+    return kept if isinstance(kept, str) else None
 
 
 def _token(value: object) -> str | None:

@@ -58,11 +58,7 @@ class MixtureOfExperts(nn.Module):
         self.moe = moe
         self.router = Router(hidden, moe)
         self.experts = Experts(hidden, moe, dtype)
-        self.shared = (
-            SwiGLU("moe.shared", hidden, moe.shared_intermediate_size, dtype, geometry.mlp_bias)
-            if moe.shared_intermediate_size
-            else None
-        )
+        self.shared = SwiGLU("moe.shared", hidden, moe.shared_intermediate_size, dtype, geometry.mlp_bias)
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """[B,S,hidden] to the same; rows where `counts` is false reach no expert."""
@@ -95,6 +91,4 @@ class MixtureOfExperts(nn.Module):
             top_k=m.num_experts_per_tok,
         )[0]
         routed = emit("Unrows", (routed, x), "moe.unrows", (x.dtype, x.shape))[0]
-        if self.shared is None:
-            return routed
         return emit("Residual", (routed, self.shared(x)), "moe.sum", (x.dtype, x.shape), scale=1.0)[0]

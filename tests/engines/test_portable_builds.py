@@ -6,6 +6,7 @@ Building is parsing and compiling ahead of time; nothing is run here.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import pytest
 from mla_export.export import export
 from tests.checkpoints import FAMILIES, make_checkpoint
 
-trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install mla-export[rtx]")
+if "CI" in os.environ:  # there a missing package must not pass for a build that works
+    import tensorrt_rtx as trt
+else:
+    trt = pytest.importorskip("tensorrt_rtx", reason="not installed: pip install mla-export[rtx]")
 
 # The least, best and most of each symbol of the contract, in a step and in a prompt.
 PROFILES = {

@@ -182,3 +182,55 @@ def test_text_files_come_along(tmp_path):
     assert "message" in (out / text["chat_template"]).read_text()
     ids = mla_runtime.open(out).text.encode("def read_")
     assert len(ids) > 1
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "chat_template.jinja", "tokenizer_config.json", "generation_config.json"]
+)
+def test_a_link_out_of_the_checkpoint_is_not_followed(checkpoint, tmp_path, name):
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint, source)
+    (tmp_path / "secret").write_text("{}")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="is a link that leads out of its folder"):
+        export(source, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", b"[" * 200_000, "tokenizer_config.json is not JSON"),
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json holds a list where an object belongs"),
+        ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja is not UTF-8"),
+        (
+            "generation_config.json",
+            b" " * (2**24 + 1),
+            "generation_config.json is larger than the limit of 16777216",
+        ),
+    ],
+)
+def test_broken_text_files(checkpoint, tmp_path, name, content, message):
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint, source)
+    (source / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        export(source, tmp_path / "bundle")
+
+
+def test_wrapped_text_model(checkpoint, bundle, tmp_path):
+    """As Kimi-K2.5 has it: the text model's configuration and tensors under a name of their own."""
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint, source)
+    config = json.loads((source / "config.json").read_text())
+    wrapped = {"model_type": "kimi_k25", "text_config": {**config, "model_type": "kimi_k2"}}
+    (source / "config.json").write_text(json.dumps(wrapped))
+    write_tensors(source, {f"language_model.{name}": t for name, t in read_tensors(source).items()})
+    out = export(source, tmp_path / "bundle", chunk=16)
+    assert digests(out)["weights.data"] == digests(bundle)["weights.data"]
+
+
+def test_short_context_needs_no_chunk(checkpoint, tmp_path):
+    out = export(checkpoint, tmp_path / "bundle", max_context=96)
+    assert json.loads((out / "bundle.json").read_text())["graphs"]["prompt"]["chunk"] == 96

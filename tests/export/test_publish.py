@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ def counted(real):
 for name in ("mkdir", "rename", "unlink", "rmdir", "fsync"):
     setattr(os, name, counted(getattr(os, name)))
 publish.check_target(out, force=True)
-with publish.staged(out) as staging:
+with publish.staged(out, force=True) as staging:
     (staging / "weights.data").write_bytes(b"new")
     (staging / "bundle.json").write_text("new")
 print("done", calls)
@@ -69,7 +69,7 @@ def test_kill_at_every_call(tmp_path, before):
         seen.add(None if state is None else next(iter(state)))
         # Whatever the kill left beside it, the next one publishes and cleans up.
         publish.check_target(out, force=True)
-        with publish.staged(out) as staging:
+        with publish.staged(out, force=True) as staging:
             (staging / "bundle.json").write_text("next")
         assert content(out) == {"next"}
         assert [path.name for path in folder.iterdir()] == ["bundle"]
@@ -84,25 +84,69 @@ def test_kill_at_every_call(tmp_path, before):
 
 def test_old_bundle_comes_back_when_the_kill_came_between_the_renames(tmp_path):
     out = tmp_path / "bundle"
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    old_bundle(tmp_path / f".bundle.replaced-{dead.pid}")
-
-    def fail() -> None:
-        with publish.staged(out):
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        fail()
+    old_bundle(tmp_path / ".bundle.replaced-0a1b2c3d")
+    with pytest.raises(ExportError, match="is there already; give --force"):
+        publish.check_target(out, force=False)
     assert content(out) == {"old"}
 
 
-def test_another_living_export_is_left_alone(tmp_path):
-    other = tmp_path / f".bundle.staging-{os.getppid()}"
-    other.mkdir()
-    with publish.staged(tmp_path / "bundle") as staging:
+def publish_new(out: Path, *, force: bool, meanwhile: Callable[[], None] = lambda: None) -> None:
+    with publish.staged(out, force=force) as staging:
         (staging / "bundle.json").write_text("new")
-    assert other.is_dir()
+        meanwhile()
+
+
+def test_interrupt_between_the_renames_puts_the_old_bundle_back(tmp_path, monkeypatch):
+    out = tmp_path / "bundle"
+    old_bundle(out)
+    renames = 0
+    real = Path.rename
+
+    def rename(self, target):
+        nonlocal renames
+        renames += 1
+        if renames == 2:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        publish_new(out, force=True)
+    assert content(out) == {"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_two_exports_at_once_leave_each_other_alone(tmp_path):
+    out = tmp_path / "bundle"
+    with publish.staged(out, force=True) as first, publish.staged(out, force=True) as second:
+        assert first != second
+        publish.check_target(out, force=True)
+        (first / "bundle.json").write_text("first")
+        (second / "bundle.json").write_text("second")
+    assert content(out) == {"first"}  # the outer one ended last
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_folder_that_came_up_meanwhile_is_not_replaced(tmp_path):
+    mine, old = tmp_path / "mine", tmp_path / "old"
+
+    def make_notes() -> None:
+        mine.mkdir()
+        (mine / "notes.txt").write_text("mine")
+
+    with pytest.raises(ExportError, match="is there and is not a bundle"):
+        publish_new(mine, force=True, meanwhile=make_notes)
+    assert content(mine) == {"mine"}
+    with pytest.raises(ExportError, match="give --force"):
+        publish_new(old, force=False, meanwhile=lambda: old_bundle(old))
+    assert content(old) == {"old"}
+
+
+def test_published_folder_has_ordinary_permissions(tmp_path):
+    with publish.staged(tmp_path / "bundle", force=False) as staging:
+        (staging / "bundle.json").write_text("new")
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "bundle").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_error_inside_leaves_nothing(tmp_path):
@@ -110,7 +154,7 @@ def test_error_inside_leaves_nothing(tmp_path):
     old_bundle(out)
 
     def fail() -> None:
-        with publish.staged(out) as staging:
+        with publish.staged(out, force=True) as staging:
             (staging / "weights.data").write_bytes(b"half")
             raise KeyboardInterrupt
 
@@ -124,7 +168,7 @@ def test_no_space_left_while_writing_is_one_clear_error(tmp_path):
     out = tmp_path / "bundle"
 
     def fail() -> None:
-        with publish.staged(out):
+        with publish.staged(out, force=True):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(
