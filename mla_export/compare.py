@@ -6,6 +6,7 @@ same float64 yardstick. A bundle may have a stated multiple of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -17,6 +18,8 @@ Verdict = Literal["pass", "ambiguous", "fail", "skipped"]
 
 # rows behind a router near tie may miss the budget, but their next-token distribution may not move by more
 MAX_KL_BEHIND_TIE = 1e-2
+# by Pinsker's inequality such a distribution prefers no token that was this much less likely
+MAX_LOSS_BEHIND_TIE = math.sqrt(2 * MAX_KL_BEHIND_TIE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,8 @@ class Greedy:
     """Greedy tokens of one prompt against the reference's at the same history.
 
     `margin` is the widest gap, in the yardstick's logits, by which a differing token lost; up to `limit`
-    (both logits off by all that the budget allows) the two are a near tie.
+    (both logits off by all that the budget allows) the two are a near tie. `behind_ties` counts the tokens
+    that lost by more, behind a router near tie.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Greedy:
     first_difference: int | None
     margin: float | None
     limit: float
+    behind_ties: int
     verdict: Verdict
 
 
@@ -85,6 +90,13 @@ def log_softmax(logits: Array) -> Array:
     """Give log probabilities of logits [..., V], in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
+
+
+def ratio(value: float, limit: float) -> float:
+    """Give value / limit, where a limit of 0 allows 0 and nothing else."""
+    if limit > 0.0:
+        return value / limit
+    return 0.0 if value == 0.0 else math.inf
 
 
 def divergence(got: Array, want: Array) -> Array:
@@ -131,9 +143,9 @@ def compare(name: str, got: Array, want: Array, allowed: Budget, behind_tie: Arr
     outside = (difference.max(axis=-1) > allowed.max_abs) & allowed.judges_max
     excused = outside & behind_tie & (divergence(got, want) <= MAX_KL_BEHIND_TIE)
     judged = difference[~excused]
-    share = float(np.sqrt(np.mean(judged**2))) / allowed.rms if len(judged) else np.inf
+    share = ratio(float(np.sqrt(np.mean(judged**2))), allowed.rms) if len(judged) else np.inf
     if allowed.judges_max and len(judged):
-        share = max(share, float(judged.max()) / allowed.max_abs)
+        share = max(share, ratio(float(judged.max()), allowed.max_abs))
     verdict: Verdict = "ambiguous" if excused.any() else "pass"
     if share > 1.0 or 2 * excused.sum() > len(got):
         verdict = "fail"
@@ -141,20 +153,30 @@ def compare(name: str, got: Array, want: Array, allowed: Budget, behind_tie: Arr
 
 
 def greedy(name: str, tokens: Sequence[int], want: Array, limit: float, behind_tie: Array) -> Greedy:
-    """Judge the tokens that a bundle chose against the yardstick's logits [n, V] at the same histories."""
-    chosen = np.asarray(tokens)
-    lost = want.max(axis=-1) - np.take_along_axis(want, chosen[:, None], axis=-1)[:, 0]
+    """Judge the tokens that a bundle chose against the yardstick's logits [n, V] at the same histories.
+
+    A token that lost by more than `limit` is wrong, unless it comes behind a router near tie (`behind_tie`
+    [n]) and the yardstick gives it at most `MAX_LOSS_BEHIND_TIE` less probability than its own choice. When
+    more than half of the tokens are like that nothing was shown, and the verdict is fail.
+    """
+    chosen = np.asarray(tokens)[:, None]
+    lost = want.max(axis=-1) - np.take_along_axis(want, chosen, axis=-1)[:, 0]
     # ties go to the lowest id: a token of equal logit and higher id differs by a margin of 0
-    differs = chosen != want.argmax(axis=-1)
-    if not differs.any():
-        return Greedy(name, len(chosen), len(chosen), None, None, limit, "pass")
-    wrong = differs & (lost > limit) & ~behind_tie
+    differs = chosen[:, 0] != want.argmax(axis=-1)
+    probability = np.exp(log_softmax(want))
+    less_likely = probability.max(axis=-1) - np.take_along_axis(probability, chosen, axis=-1)[:, 0]
+    beyond = differs & (lost > limit)
+    excused = beyond & behind_tie & (less_likely <= MAX_LOSS_BEHIND_TIE)
+    verdict: Verdict = "ambiguous" if differs.any() else "pass"
+    if (beyond & ~excused).any() or 2 * excused.sum() > len(chosen):
+        verdict = "fail"
     return Greedy(
         name,
         len(chosen),
-        int((~differs).sum()),
-        int(differs.argmax()),
-        float(lost[differs].max()),
-        limit,
-        "fail" if wrong.any() else "ambiguous",
+        agreed=int((~differs).sum()),
+        first_difference=int(differs.argmax()) if differs.any() else None,
+        margin=float(lost[differs].max()) if differs.any() else None,
+        limit=limit,
+        behind_ties=int(excused.sum()),
+        verdict=verdict,
     )

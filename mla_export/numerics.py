@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mla_export.compare import Budget, Comparison, Greedy, Verdict, budget, compare, greedy
+from mla_export.compare import Budget, Comparison, Greedy, Verdict, budget, compare, greedy, ratio
 from mla_export.drive import Drive, Way
 from mla_export.reference import Pass, Precision, Reference, parameters, whole_model
 from mla_export.report import Check
@@ -142,7 +142,7 @@ def greedy_tokens(run: Drive, ground: Ground, allowed: Budget) -> tuple[Greedy, 
 def _peer_check(ground: Ground, allowed: Budget) -> Check:
     """Refuse a budget that a broken reference would make wide."""
     logits = np.concatenate(ground.yardstick)
-    share = allowed.rms / allowed.factor / float(np.sqrt(np.mean(logits**2)))
+    share = ratio(allowed.rms / allowed.factor, float(np.sqrt(np.mean(logits**2))))
     limit = MAX_PEER_ERROR[ground.precision]
     flips = sum(int(flipped.any()) for flipped in ground.peer_flipped)
     found = f"{allowed.peer}: RMS error {share:.1e} of the logits' RMS, {limit:.0e} allowed"

@@ -10,22 +10,28 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 WIDTH = 100
 
 
-def console(*, markup: bool = False) -> Console:
-    """Give a console on stdout: at most `WIDTH` columns, and no colours that nobody asked for."""
+def console() -> Console:
+    """Give a console on stdout: at most `WIDTH` columns, no colours that nobody asked for, and no markup.
+
+    What is printed holds names of files and of models, in which `[red]` is not a colour.
+    """
     terminal = Console(file=sys.stdout)
     width = min(terminal.width, WIDTH) if terminal.is_terminal else WIDTH
-    return Console(file=sys.stdout, width=width, highlight=False, markup=markup, emoji=False)
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
-def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Make a table whose first column is text and whose others are numbers."""
+def table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[str | Text]], *, numbers: bool = True
+) -> Table:
+    """Make a table whose first column is text and whose others are `numbers`, or text too."""
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
-        made.add_column(name, justify="left" if i == 0 else "right")
+        made.add_column(name, justify="right" if numbers and i else "left")
     for row in rows:
         made.add_row(*row)
     return made

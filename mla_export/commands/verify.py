@@ -4,20 +4,103 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
 
-from mla_export.commands.tables import console, print_json
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mla_export.commands.tables import console, print_json, table
+from mla_export.compare import Budget, Verdict
+from mla_export.report import Report
+
+STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red", "skipped": "dim"}
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify and print the report; 1 where anything failed."""
     # transformers' remarks on configurations are for those who write them
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from mla_export.report import render
     from mla_export.verify import verify
 
     report = verify(args.bundle, args.checkpoint, steps=args.steps, backend=args.backend)
     if args.json:
         print_json(report.to_json())
     else:
-        console(markup=True).print(render(report))
+        console().print(render(report))
     return 0 if report.passed else 1
+
+
+def render(report: Report) -> Group:
+    """Lay the report out as tables and a closing line."""
+    parts: list[RenderableType] = [_checks(report)]
+    if report.budget is not None:
+        parts += [_comparisons(report, report.budget), _greedy(report)]
+    parts += [Text(f"behind a near tie of the router: {line}", style="yellow") for line in _excused(report)]
+    verdict = "passed" if report.passed else "FAILED"
+    if report.passed and report.ambiguous:
+        verdict = "passed, with near ties (AMBIGUOUS rows: both answers are right within rounding)"
+    style = STYLES["fail" if not report.passed else "ambiguous" if report.ambiguous else "pass"]
+    parts.append(Text(f"{report.bundle}: {verdict} ({report.seconds:.1f} s)", style=style))
+    return Group(*parts)
+
+
+def _verdict(verdict: Verdict) -> Text:
+    return Text("AMBIGUOUS" if verdict == "ambiguous" else verdict, style=STYLES[verdict])
+
+
+def _checks(report: Report) -> Table:
+    rows = [(check.name, _verdict(check.verdict), check.found) for check in report.checks]
+    title = f"{report.bundle} on {report.backend}"
+    return table(title, ("check", "verdict", "found"), rows, numbers=False)
+
+
+def _comparisons(report: Report, budget: Budget) -> Table:
+    limits = [f"max {budget.max_abs:.1e}"] if budget.judges_max else []
+    limits.append(f"RMS {budget.rms:.1e}")
+    title = (
+        f"Logits ({report.precision}) against {report.checkpoint} in float64\n"
+        f"allowed: {', '.join(limits)}, which is {budget.factor:g} × the error of {budget.peer}"
+    )
+    header = ("run", "rows", "max |Δ|", "RMS Δ", "1 - cosine", "KL, nats", "rank", "needs", "verdict")
+    rows = [
+        (
+            row.name,
+            str(row.errors.rows),
+            f"{row.errors.max_abs:.1e}",
+            f"{row.errors.rms:.1e}",
+            f"{1.0 - row.errors.cosine:.1e}",
+            f"{row.errors.kl:.1e}",
+            str(row.errors.rank),
+            f"{row.would_pass:.2f} ×",
+            _verdict(row.verdict),
+        )
+        for row in report.comparisons
+    ]
+    return table(title, header, rows)
+
+
+def _greedy(report: Report) -> Table:
+    header = ("prompt", "agreed", "first difference", "lost by", "near tie up to", "verdict")
+    rows = [
+        (
+            row.name,
+            f"{row.agreed} / {row.steps}",
+            "none" if row.first_difference is None else f"step {row.first_difference}",
+            "–" if row.margin is None else f"{row.margin:.1e}",
+            f"{row.limit:.1e}",
+            _verdict(row.verdict),
+        )
+        for row in report.greedy
+    ]
+    return table("Greedy tokens against the reference's choice after the same tokens", header, rows)
+
+
+def _excused(report: Report) -> Iterator[str]:
+    """Say how much was not judged by the budget, which no verdict tells."""
+    for comparison in report.comparisons:
+        if comparison.behind_ties:
+            yield f"{comparison.behind_ties} of {comparison.errors.rows} rows of {comparison.name!r}"
+    for greedy in report.greedy:
+        if greedy.behind_ties:
+            yield f"{greedy.behind_ties} of {greedy.steps} greedy tokens of prompt {greedy.name}"

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mla_export.compare import Budget, budget, compare, divergence, errors, greedy
+from mla_export.compare import (
+    MAX_KL_BEHIND_TIE,
+    MAX_LOSS_BEHIND_TIE,
+    Budget,
+    budget,
+    compare,
+    divergence,
+    errors,
+    greedy,
+    log_softmax,
+    ratio,
+)
 
 WANT = np.array([[0.0, 1.0, 2.0], [3.0, 0.0, -1.0], [0.0, 0.0, 5.0], [1.0, 4.0, 0.0]])
 ALLOWED = Budget(factor=4.0, max_abs=0.1, rms=0.05, judges_max=True, peer="p")
@@ -99,4 +110,49 @@ def test_greedy_tokens_agree_or_are_near_ties_or_wrong():
     assert (near.verdict, near.agreed, near.first_difference) == ("ambiguous", 3, 2)
     assert near.margin == pytest.approx(0.2)
     assert greedy("x", [2, 0, 1, 1], close, 0.1, FREE).verdict == "fail"
-    assert greedy("x", [2, 0, 1, 1], close, 0.1, TIED).verdict == "ambiguous"
+    assert near.behind_ties == 0
+
+
+def test_a_token_behind_a_tie_may_lose_by_little_probability():
+    close = WANT.copy()
+    close[2, 1] = 4.8
+    excused = greedy("x", [2, 0, 1, 1], close, 0.1, TIED)
+    assert (excused.verdict, excused.behind_ties, excused.agreed) == ("ambiguous", 1, 3)
+    # 5.0 against 0.0 is a token of another sentence, whatever the router did before it
+    wrong = greedy("x", [2, 0, 1, 1], WANT, 0.1, TIED)
+    assert (wrong.verdict, wrong.behind_ties, wrong.margin) == ("fail", 0, 5.0)
+
+
+def test_when_most_tokens_hide_behind_ties_nothing_was_shown():
+    close = np.array([[1.0, 0.8, -9.0]] * 4)
+    assert greedy("x", [1, 1, 0, 0], close, 0.1, TIED).verdict == "ambiguous"
+    many = greedy("x", [1, 1, 1, 0], close, 0.1, TIED)
+    assert (many.verdict, many.behind_ties) == ("fail", 3)
+    # within the budget no tie is needed
+    assert greedy("x", [1, 1, 1, 1], close, 0.3, TIED).verdict == "ambiguous"
+
+
+def test_no_distribution_within_the_bound_prefers_a_token_that_lost_by_more():
+    random = np.random.default_rng(0)
+    want = random.normal(size=(20_000, 4))
+    got = want + random.normal(scale=0.1, size=want.shape)
+    near = divergence(got, want) <= MAX_KL_BEHIND_TIE
+    p = np.exp(log_softmax(want))
+    lost = p.max(axis=-1) - np.take_along_axis(p, got.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+    assert (lost[near] > 0).any()
+    assert lost[near].max() <= MAX_LOSS_BEHIND_TIE
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "share"), [(0.0, 0.0, 0.0), (1e-30, 0.0, np.inf), (1.0, 2.0, 0.5), (0.0, 2.0, 0.0)]
+)
+def test_a_limit_of_nothing_allows_nothing(value, limit, share):
+    assert ratio(value, limit) == share
+
+
+def test_a_peer_without_any_error_allows_none():
+    exact = budget(WANT, WANT, 4.0, "p", judges_max=True)
+    found = compare("x", WANT, WANT, exact, FREE)
+    assert (found.verdict, found.would_pass) == ("pass", 0.0)
+    off = compare("x", moved(0.0, 1e-9, 0.0, 0.0), WANT, exact, FREE)
+    assert (off.verdict, off.would_pass) == ("fail", np.inf)

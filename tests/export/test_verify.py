@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -9,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 import mla_export
 import mla_runtime
+from mla_export.commands.tables import console
+from mla_export.commands.verify import render
+from mla_export.compare import Budget, Comparison, Errors, Greedy
 from mla_export.export import export
 from mla_export.numerics import MAX_PEER_ERROR, Ground, hold
 from mla_export.prompts import default_prompts
-from mla_export.report import Report, render
+from mla_export.report import Report
 from mla_runtime.errors import BundleError, CapacityError, InputError
 from mla_runtime.manifest import digest
 from tests.checkpoints import edit_config, make_checkpoint
@@ -46,9 +49,10 @@ def verdicts(report: Report) -> dict[str, str]:
 
 
 def shown(report: Report) -> str:
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render(report))
-    return console.export_text()
+    out = console()
+    out.file = io.StringIO()
+    out.print(render(report))
+    return out.file.getvalue()
 
 
 def change_manifest(bundle: Path, change) -> None:
@@ -144,6 +148,60 @@ def test_a_lying_canary_fails(bundle):
     report = mla_export.verify(bundle)
     assert verdicts(report)["canary"] == "fail"
     assert not report.passed
+
+
+def test_a_bundle_without_a_canary_fails(bundle):
+    change_manifest(bundle, lambda raw: raw.update(canary=None))
+    report = mla_export.verify(bundle)
+    assert verdicts(report)["canary"] == "fail"
+    assert not report.passed
+
+
+def test_a_name_is_shown_as_it_is_and_not_as_markup(bundle):
+    report = mla_export.verify(bundle)
+    for name in ("c[red]d", "x[/y]", "[bold]"):
+        text = shown(dataclasses.replace(report, bundle=name))
+        assert f"{name} on ort:cpu" in text
+        assert f"{name}: passed" in text
+
+
+def test_every_byte_is_hashed_once(bundle, monkeypatch):
+    true, seen = Path.open, []
+
+    def counting(self, *given, **named):
+        seen.append(self.name)
+        return true(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", counting)
+    assert mla_export.verify(bundle).passed
+    assert seen.count("weights.data") == 1
+
+
+def test_a_model_whose_peer_is_exact_is_judged(checkpoint, bundle, monkeypatch):
+    true = Ground.of
+
+    def exact(*given):
+        ground = true(*given)
+        return dataclasses.replace(ground, peer=[wide.copy() for wide in ground.yardstick])
+
+    monkeypatch.setattr(Ground, "of", exact)
+    report = mla_export.verify(bundle, checkpoint, prompts=PROMPTS, steps=2)
+    assert not report.passed
+    assert {c.would_pass for c in report.comparisons} == {np.inf}
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_what_was_excused_is_counted_in_words(bundle):
+    errors = Errors(9, 1.0, 1.0, 1.0, 0.0, 1)
+    report = dataclasses.replace(
+        mla_export.verify(bundle),
+        budget=Budget(4.0, 1.0, 1.0, True, "p"),
+        comparisons=(Comparison("steps", errors, 1.0, 3, "ambiguous"),),
+        greedy=(Greedy("1: 7 tokens", 65, 63, 4, 0.2, 0.1, 2, "ambiguous"),),
+    )
+    text = shown(report)
+    assert "behind a near tie of the router: 3 of 9 rows of 'steps'" in text
+    assert "behind a near tie of the router: 2 of 65 greedy tokens of prompt 1: 7 tokens" in text
 
 
 def test_what_is_no_bundle_is_an_error(tmp_path, checkpoint):
