@@ -35,7 +35,6 @@ EXTRAS = {
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",
-    "safetensors": "export",
     "transformers": "verify",
     "onnxruntime": "cpu",
     "tokenizers": "text",
@@ -89,7 +88,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
 def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle")
     parser.add_argument("--checkpoint", help="compare with the checkpoint that the bundle was made from")
-    parser.add_argument("--steps", type=COUNT, default=64, help="greedy steps to compare")
+    parser.add_argument("--steps", type=COUNT, default=64, help="greedy steps to compare (64)")
     parser.add_argument("--backend", default="ort:cpu")
 
 
@@ -112,9 +111,9 @@ def _run(parser: argparse.ArgumentParser) -> None:
 
 def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle")
-    parser.add_argument("--depths", type=integers, default=[0, 2048], help="tokens in the cache: 0,2048")
-    parser.add_argument("--prompt", type=COUNT, default=512, metavar="N", help="prompt tokens to time")
-    parser.add_argument("--steps", type=COUNT, default=32, metavar="N", help="steps to time")
+    parser.add_argument("--depths", type=integers, help="tokens in the cache (0,2048, if they fit)")
+    parser.add_argument("--prompt", type=COUNT, metavar="N", help="prompt tokens to time (512, if they fit)")
+    parser.add_argument("--steps", type=COUNT, metavar="N", help="steps to time (32, if they fit)")
     _backend(parser)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
@@ -14,15 +14,47 @@ from mla_export.commands.opening import open_model
 from mla_export.commands.tables import console, print_json, size, table
 from mla_runtime import Bundle, Speed, measure
 
+DEPTH = 2048
+PROMPT = 512
+STEPS = 32
+WARM_UP = 2  # rows of a measured run that are no timed steps
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure: depths of the cache, prompt tokens and steps."""
+
+    depths: list[int]
+    prompt: int
+    steps: int
+
+    @classmethod
+    def fitting(cls, context: int, depths: list[int] | None, prompt: int | None, steps: int | None) -> Plan:
+        """Fill in what was not given, as much as a context of `context` rows has room for.
+
+        What was given stays as it is: `measure` refuses it where it does not fit.
+        """
+        # without given depths, half of the context is left for the deeper one
+        room = context // 2 if depths is None else context - max(depths)
+        prompt = max(1, min(PROMPT, room)) if prompt is None else prompt
+        steps = max(1, min(STEPS, room - WARM_UP)) if steps is None else steps
+        deepest = min(DEPTH, context - max(prompt, steps + WARM_UP))
+        return cls(sorted({0, max(0, deepest)}) if depths is None else depths, prompt, steps)
+
 
 def run(args: argparse.Namespace) -> int:
     """Measure `args.bundle` at `args.depths` and print a table."""
     with open_model(args) as model:
-        with progress.task("measuring", len(args.depths)) as advance:
-            speeds = measure(
-                model, args.depths, prompt_tokens=args.prompt, steps=args.steps, on_done=lambda _: advance(1)
-            )
         bundle = model.bundle
+        plan = Plan.fitting(bundle.model.max_context, args.depths, args.prompt, args.steps)
+        with progress.task("measuring", len(plan.depths)) as advance:
+            speeds = measure(
+                model,
+                plan.depths,
+                prompt_tokens=plan.prompt,
+                steps=plan.steps,
+                on_done=lambda _: advance(1),
+            )
     if args.json:
         print_json(as_json(bundle, args.backend, speeds))
         return 0
@@ -34,14 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def row_bytes(bundle: Bundle) -> int:
     """Give the bytes that a bundle's cache keeps of one token, all layers."""
-    item_bytes = {"float32": 4, "float16": 2, "int8": 1}
-    total = 0
-    for tensor in bundle.cache:
-        elements = 1
-        for dim in tensor.row:
-            elements *= dim
-        total += elements * item_bytes[tensor.dtype]
-    return total
+    return sum(tensor.row_bytes for tensor in bundle.cache)
 
 
 def as_json(bundle: Bundle, backend: str, speeds: Sequence[Speed]) -> dict[str, Any]:

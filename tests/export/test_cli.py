@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -12,11 +13,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import mla_export
 from mla_export import cli
 from mla_export.cli import main
+from mla_export.commands.bench import Plan
 from mla_runtime import errors
 from tests.checkpoints import make_checkpoint
 from tests.quick_trace import quick_tracing
@@ -188,6 +192,41 @@ def test_bench(bundle: Path, capsys: pytest.CaptureFixture[str]):
     assert [m["depth"] for m in found["measurements"]] == [0, 64]
     assert found["measurements"][1]["cache_bytes"] == 64 * found["cache_bytes_per_token"]
     assert all(m["step_rate"] == pytest.approx(1 / m["step_seconds"]) for m in found["measurements"])
+
+
+def test_bench_fits_its_defaults_to_the_context(bundle: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", str(bundle), "--steps", "2", "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["measurements"]
+    assert [(m["depth"], m["prompt_tokens"]) for m in found] == [(0, 256), (256, 256)]  # of a context of 512
+    assert main(["bench", str(bundle), "--depths", "0,2048", "--quiet"]) == 3
+    assert "more than max_context 512" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((4096, None, None, None), ([0, 2048], 512, 32)),
+        ((2048, None, None, None), ([0, 1536], 512, 32)),
+        ((1024, None, None, None), ([0, 512], 512, 32)),
+        ((16, None, None, None), ([0, 8], 8, 6)),
+        ((3, None, None, None), ([0], 1, 1)),
+        ((1024, [1000], None, None), ([1000], 24, 22)),
+        ((1024, [2000], None, None), ([2000], 1, 1)),  # given, so it is refused and not changed
+        ((1024, None, 1000, None), ([0, 24], 1000, 32)),
+        ((1024, None, 4000, None), ([0], 4000, 32)),
+        ((1024, None, None, 1000), ([0, 22], 512, 1000)),
+    ],
+)
+def test_bench_plans_what_fits(given: tuple[Any, ...], wanted: tuple[Any, ...]):
+    plan = Plan.fitting(*given)
+    assert (plan.depths, plan.prompt, plan.steps) == wanted
+
+
+def test_steps_of_verify_are_those_of_python():
+    parsed = cli.build_parser().parse_args(["verify", "b"]).steps
+    assert parsed == inspect.signature(mla_export.verify).parameters["steps"].default == 64
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert f"`--steps` ({parsed}) greedy tokens" in text
 
 
 def test_inspect_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]):
