@@ -9,16 +9,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test test-fast lint type format wheel clean
+.PHONY: help demo test lint type format wheel clean
 
 help:
 	@echo "make demo      export the sample model, prove the export, decode with it"
-	@echo "make test      the whole test suite (test-fast: without the slow tests)"
+	@echo "make test      the whole test suite"
 	@echo "make lint      ruff, check only      make format   let ruff rewrite"
 	@echo "make type      mypy, strict          make wheel    build the wheel into dist/"
 	@echo "make clean     remove .venv, caches and outputs"
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	"$(PYTHON) is Python %d.%d; 3.11 or later is needed here: make PYTHON=python3.11 ..." % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
@@ -36,9 +38,6 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-
-test-fast: $(VENV)/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tomllib
+
+from mla_export import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
@@ -93,16 +97,36 @@ def test_blocking_works():
     assert "json is blocked" in done.stderr
 
 
+def public_names(module: ModuleType) -> set[str]:
+    """Names that a package holds and whoever reads it would take for its own; `dir` shows what it likes."""
+    home = module.__name__.partition(".")[0]
+    ours = {
+        name
+        for name, value in vars(module).items()
+        if not isinstance(value, ModuleType) and getattr(value, "__module__", home).partition(".")[0] in OURS
+    }
+    return {name for name in ours if not name.startswith("_")} - {"TYPE_CHECKING"}
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_public_names_are_exactly_all(package: str):
     module = importlib.import_module(package)
-    shown = {name for name in dir(module) if not name.startswith("_")} - {"annotations"}
-    public = {name for name in shown if not isinstance(getattr(module, name), ModuleType)}
     declared = set(module.__all__)
     assert len(module.__all__) == len(declared)
-    assert public <= declared, f"public but not in __all__: {sorted(public - declared)}"
-    for name in declared:
+    for name in declared:  # which also imports those that come late
         assert not isinstance(getattr(module, name), ModuleType), f"{package}.{name} is a module"
+    public = public_names(module)
+    assert public <= declared, f"public but not in __all__: {sorted(public - declared)}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("stray", [3, public_names, ModuleType("m")], ids=["constant", "function", "module"])
+def test_a_stray_name_is_found(package: str, stray: object, monkeypatch: pytest.MonkeyPatch):
+    module = importlib.import_module(package)
+    if callable(stray):
+        monkeypatch.setattr(stray, "__module__", f"{package}.somewhere")
+    monkeypatch.setattr(module, "stray", stray, raising=False)
+    assert ("stray" in public_names(module)) is not isinstance(stray, ModuleType)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -146,6 +170,60 @@ def test_no_path_of_one_machine():
         if path != Path(__file__).resolve():
             found = home.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path.relative_to(ROOT)} has {found and found.group()}"
+
+
+def modules_of(requirements: list[str]) -> set[str]:
+    """Names by which what is required is imported: onnx-ir>=1.0 as onnx_ir."""
+    names = (re.match(r"[\w-]+", requirement) for requirement in requirements)
+    return {name.group().replace("-", "_").lower() for name in names if name}
+
+
+def test_extras_are_what_the_packages_import():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: modules_of(wanted) for name, wanted in project["optional-dependencies"].items()}
+    # engines are built by the tests only, so far
+    promised = modules_of(project["dependencies"]).union(
+        *(modules for name, modules in extras.items() if name not in ("dev", "rtx"))
+    )
+    imported = set().union(*(imported_roots(path) for path in python_files(*PACKAGES.values())))
+    # torch.onnx imports these two itself, and onnx_ir the first
+    assert imported - OURS - set(sys.stdlib_module_names) | {"onnx", "onnxscript"} == promised
+    for module, extra in cli.EXTRAS.items():
+        assert module in extras[extra], f"cli.EXTRAS sends who lacks {module} to {extra}"
+
+
+def test_every_marker_is_used():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]
+    texts = [path.read_text(encoding="utf-8") for path in python_files(ROOT / "tests")]
+    for marker in options["ini_options"].get("markers", []):
+        name = marker.partition(":")[0]
+        assert any(f"pytest.mark.{name}" in text for text in texts), f"no test is {name}"
+
+
+def test_help_names_every_target():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (targets,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
+    told = set(re.findall(r"\bmake ([a-z-]+)", text.partition("help:")[2].partition("$(BIN)")[0]))
+    assert told == set(targets.split()) - {"help"}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("minor", "goes"), [(9, False), (10, False), (11, True), (14, True)])
+def test_make_wants_a_python_that_the_pinned_versions_have(tmp_path: Path, minor: int, goes: bool):
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import pathlib, sys\n"
+        f"sys.version_info = (3, {minor}, 1, 'final', 0)\n"
+        "if sys.argv[1] == '-c': exec(sys.argv[2])\n"
+        "else: pathlib.Path(__file__).with_name('made').touch()\n"
+    )
+    python.chmod(0o755)
+    venv = tmp_path / "venv"
+    command = ["make", f"PYTHON={python}", f"VENV={venv}", f"{venv}/bin/python"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode == 0) is goes is (tmp_path / "made").exists()
+    assert (f"is Python 3.{minor}; 3.11 or later is needed" in done.stderr) is not goes
 
 
 def test_wheel_holds_exactly_the_three_packages(tmp_path: Path):
