@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mla_runtime.errors import BackendError, BundleError, InputError
+from mla_runtime.errors import BackendError, BundleError, InputError, MlaError
 
 _CAP = 2**20
 _OUTPUT_CAP = 64 * 2**20
@@ -25,9 +25,10 @@ def render(path: Path, messages: Sequence[Mapping[str, Any]], tokens: Mapping[st
     template that does not compile or breaks a rule.
     """
     try:
-        from jinja2 import TemplateError
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        from mla_runtime.generation_tag import Generation
     except ImportError as cause:
         raise BackendError(
             "chat needs the package jinja2; install the extra `text`, or give a prompt"
@@ -37,31 +38,43 @@ def render(path: Path, messages: Sequence[Mapping[str, Any]], tokens: Mapping[st
         raise InputError(f"{path}: the chat template refuses these messages: {message}")
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = complain
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    # Templates ask whether tools are none, which only what is given can be.
+    given = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True}
     try:
         template = environment.from_string(_read(path))
         pieces: list[str] = []
         size = 0
-        for piece in template.generate(messages=list(messages), add_generation_prompt=True, **tokens):
+        for piece in template.generate({**tokens, **given}):
             size += len(piece)
             if size > _OUTPUT_CAP:
                 raise BundleError(
                     f"{path}: the chat template writes more than {_OUTPUT_CAP} characters; do not use it"
                 )
             pieces.append(piece)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as cause:
+    except MlaError:
+        raise
+    except Exception as cause:  # a template is a program: it can fail in every way that one can
         kind = type(cause).__name__
         raise BundleError(f"{path}: the chat template fails: {kind}: {cause}; give a plain prompt") from cause
     return "".join(pieces)
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    # Jinja's own filter escapes HTML, which a model was not trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML, which a model was not trained on. The parameters are transformers'.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _read(path: Path) -> str:

@@ -60,6 +60,11 @@ class Text:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _ids(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as cause:
+            msg = f"the text has {text[cause.start]!r} at {cause.start}, which is no character; give UTF-8"
+            raise InputError(msg) from cause
         # Special tokens are the bundle's business (add_bos, the template), not the post-processor's.
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 

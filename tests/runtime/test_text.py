@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import mla_runtime
+from mla_runtime import chat
 from mla_runtime.errors import BackendError, BundleError, InputError
 from tests.runtime.handmade import V, make_bundle
 
@@ -117,6 +118,14 @@ def render(tmp_path: Path, template: str) -> str:
         ("{{ messages | tojson }}", '[{"role": "user", "content": "hi"}]'),
         ("{{ '<é>' | tojson }}", '"<é>"'),
         ("{% set ns = namespace(n=1) %}{% set ns.n = 2 %}{{ ns.n }}{{ eos_token }}", "2<eos>"),
+        ("{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true) }}", '{"a": "é", "b": 1}'),
+        ("{{ 'é' | tojson(ensure_ascii=true) }}", '"\\u00e9"'),
+        ("{{ [1, 2] | tojson(separators=(',', ':')) }}", "[1,2]"),
+        ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
+        ("{% if tools is not none %}T{% endif %}{% if documents is not none %}D{% endif %}n", "n"),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}!", "hi!"),
+        ("{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% endgeneration %}{{ a }}", "21"),
+        ("{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}{% endfor %}", "user"),
         ("{{ strftime_now('%Y') | length }}", "4"),
     ],
 )
@@ -138,12 +147,48 @@ def test_templates_have_what_those_of_published_models_use(
         "{{ missing.name }}",
         "{{ 1 / 0 }}",
         "{% if %}",
+        "{{ 5 | dictsort }}",
+        "{% for a in [1] %}" * 30 + "{% endfor %}" * 30,
+        "{{ 'a' * 10**13 }}",
+        "{% generation %}",
         "{{ 'x' * 67108865 }}",
     ],
 )
 def test_templates_that_reach_out_or_fail_are_refused(tmp_path: Path, template: str) -> None:
     with pytest.raises(BundleError, match=r"chat.jinja: the chat template "):
         render(tmp_path, template)
+
+
+def test_templates_give_what_transformers_gives(tmp_path: Path) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = (
+        "{%- if tools is not none %}tools{% endif %}\n"
+        "{{ messages | tojson(indent=1, separators=(',', ': ')) }}\n"
+        "{% for m in messages %}\n  {%- generation %}\n  {{ m.content | tojson(ensure_ascii=True) }}\n"
+        "  {% endgeneration %}\n{% endfor %}{{ documents }}"
+    )
+    messages = [{"role": "user", "content": "é<"}, {"role": "assistant", "content": "b"}]
+    path = tmp_path / "chat.jinja"
+    path.write_text(template)
+    rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True)
+    assert chat.render(path, messages, {}) == rendered[0]
+
+
+@pytest.mark.parametrize("name", ["messages", "self", "tools"])
+def test_a_special_token_takes_no_other_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text("{{ messages[0].content }}{{ tools }}")
+    assert chat.render(path, [{"content": "hi"}], {name: "<x>"}) == "hiNone"
+
+
+def test_bytes_that_are_no_text_are_refused(worded: Path) -> None:
+    with mla_runtime.open(worded) as model:
+        with pytest.raises(InputError, match=r"the text has '\\udcff' at 1, which is no character"):
+            model.generate("a\udcff")
+        assert model.text is not None
+        with pytest.raises(InputError, match="which is no character"):
+            model.text.chat([{"role": "user", "content": "\ud800"}])
 
 
 def test_a_template_may_refuse_messages(tmp_path: Path) -> None:
@@ -176,7 +221,8 @@ def test_a_tokenizer_that_does_not_load(tmp_path: Path) -> None:
 def test_missing_packages_say_what_to_install(
     worded: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
+    for name in (package, f"{package}.ext"):
+        monkeypatch.setitem(sys.modules, name, None)
     model = mla_runtime.open(worded)
     with pytest.raises(BackendError, match=f"{package}; install the extra `text`"):
         _ = model.text.chat([])  # type: ignore[union-attr]
