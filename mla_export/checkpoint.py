@@ -6,23 +6,23 @@ one tensor; torch is imported when the first of them is read.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mla_export import fp8
-from mla_export.safetensors_file import MAX_TENSORS, TensorInfo, parse_json, read_header
-from mla_export.shard_path import guarded
+from mla_export.safetensors_file import MAX_TENSORS, TensorInfo, read_header
 from mla_runtime.errors import CheckpointError, ConfigError
+from mla_runtime.fields import read_json
+from mla_runtime.integrity import sha256
+from mla_runtime.paths import guarded
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Checkpoint", "TensorInfo"]
 
-MAX_JSON_BYTES = 16_000_000
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CHUNK = 1 << 24
@@ -52,7 +52,7 @@ class Checkpoint:
             )
         if not (folder / "config.json").exists():
             raise ConfigError(f"{folder}: has no config.json; name the folder of a Hugging Face checkpoint")
-        config = _read_json(folder, "config.json")
+        config = read_json(_file(folder, "config.json"), CheckpointError)
         tensors = _read_tensors(folder)
         fp8.check_scales(tensors, quantized=_quantized(config))
         return cls(folder, config, tensors)
@@ -94,16 +94,7 @@ class Checkpoint:
     def hashes(self, on_bytes: Callable[[int], None] | None = None) -> dict[str, str]:
         """Hash config.json and every shard: file name -> SHA-256; `on_bytes` hears of each piece's size."""
         files = {info.file for info in self.tensors.values()}
-        result = {}
-        for file in [self.path / "config.json", *sorted(files)]:
-            digest = hashlib.sha256()
-            with file.open("rb") as stream:
-                while piece := stream.read(_CHUNK):
-                    digest.update(piece)
-                    if on_bytes:
-                        on_bytes(len(piece))
-            result[file.name] = digest.hexdigest()
-        return result
+        return {file.name: sha256(file, on_bytes) for file in [self.path / "config.json", *sorted(files)]}
 
     def _load(self, info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
         import torch
@@ -135,19 +126,8 @@ def _chunks(info: TensorInfo) -> Iterator[bytes]:
             yield stream.read(min(_CHUNK, info.nbytes - start))
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = guarded(folder, name)
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(raw) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: is larger than the limit of {MAX_JSON_BYTES} bytes for JSON")
-    value = parse_json(raw, str(path))
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: is not a JSON object")
-    return value
+def _file(folder: Path, name: str, entry: str = "") -> Path:
+    return guarded(folder, name, f"{folder}{entry}", CheckpointError)
 
 
 def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -157,7 +137,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
             f"{folder}: has both {_SINGLE} and {_INDEX}; remove the one that is not the model"
         )
     if single:
-        return read_header(guarded(folder, _SINGLE))
+        return read_header(_file(folder, _SINGLE))
     if index:
         return _read_shards(folder, _weight_map(folder))
     raise CheckpointError(f"{folder}: {_what_is_there(folder)}")
@@ -179,7 +159,7 @@ def _what_is_there(folder: Path) -> str:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    weight_map = _read_json(folder, _INDEX).get("weight_map")
+    weight_map = read_json(_file(folder, _INDEX), CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{folder / _INDEX}: weight_map must map tensor names to file names")
     if len(weight_map) > MAX_TENSORS:
@@ -191,7 +171,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 def _read_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
-    paths = {file: guarded(folder, file) for file in sorted(set(weight_map.values()))}
+    paths = {file: _file(folder, file, f"/{_INDEX}: weight_map") for file in sorted(set(weight_map.values()))}
     for file, path in paths.items():
         for name, info in read_header(path).items():
             if name not in weight_map:

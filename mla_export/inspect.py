@@ -11,7 +11,9 @@ from mla_export import costs
 from mla_export.geometry_json import geometry_from
 from mla_graphs import Geometry
 from mla_runtime.bundle import MANIFEST, Bundle
-from mla_runtime.errors import ConfigError
+from mla_runtime.errors import CheckpointError, ConfigError
+from mla_runtime.fields import read_json
+from mla_runtime.paths import guarded
 
 Kind = Literal["config", "checkpoint", "bundle"]
 
@@ -122,22 +124,13 @@ def _inspect_checkpoint(root: Path, max_context: int | None) -> Inspection:
 
 
 def _inspect_config(file: Path, max_context: int | None, *, in_folder: bool) -> Inspection:
-    from mla_export.checkpoint import MAX_JSON_BYTES
     from mla_export.families import family_of, text_config
-    from mla_export.safetensors_file import parse_json
-    from mla_export.shard_path import guarded
 
     if not file.is_file():
         raise ConfigError(f"{file}: not found; give a checkpoint folder, a config.json or a bundle")
     if in_folder:  # a folder's content is not the user's own choice of file
-        file = guarded(file.parent, file.name)
-    with file.open("rb") as stream:
-        raw = stream.read(MAX_JSON_BYTES + 1)
-    if len(raw) > MAX_JSON_BYTES:
-        raise ConfigError(f"{file}: larger than the {MAX_JSON_BYTES} bytes that a config.json may have")
-    config = parse_json(raw, str(file))
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file}: not a JSON object; give the config.json of a model")
+        file = guarded(file.parent, file.name, str(file.parent), CheckpointError)
+    config = read_json(file, ConfigError)
     geometry = family_of(config).geometry(config, max_context)
     notes = ["no safetensors here: tensors are not accounted for"]
     if drafts := text_config(config).get("num_nextn_predict_layers"):

@@ -7,14 +7,13 @@ every violation is a CheckpointError: files come from strangers.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mla_runtime.errors import CheckpointError
+from mla_runtime.fields import parse_json
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_RANK = 8
@@ -69,26 +68,6 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def parse_json(raw: bytes, what: str) -> Any:
-    """Parse JSON of strangers: valid UTF-8, no key twice, no NaN; raises CheckpointError."""
-
-    def pairs(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in items:
-            if key in result:
-                raise CheckpointError(f"{what}: has the key {key!r} twice")
-            result[key] = value
-        return result
-
-    def constant(word: str) -> NoReturn:
-        raise CheckpointError(f"{what}: has {word}, which is not JSON")
-
-    try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what}: is not JSON: {error}") from error
-
-
 def _header_bytes(raw: bytes, size: int, file: Path) -> int:
     if len(raw) < 8:
         raise CheckpointError(
@@ -109,7 +88,7 @@ def _header_bytes(raw: bytes, size: int, file: Path) -> int:
 def _entries(raw: bytes, file: Path) -> list[tuple[str, Any]]:
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{file}: its header does not start with '{{'; is this a safetensors file?")
-    header = parse_json(raw, f"{file}: header")
+    header = parse_json(raw, f"{file}: header", CheckpointError)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{file}: __metadata__ must map strings to strings")

@@ -16,6 +16,9 @@ from mla_runtime.manifest import CacheTensor, Graph, Manifest, ModelInfo, Phase,
 from mla_runtime.paths import guarded
 
 MANIFEST = "bundle.json"
+# These are read into memory whole. protobuf ends at 2 GiB; the largest tokenizer known has 35 MB.
+GRAPH_CAP = 2**31
+TEXT_CAP = 100 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,7 @@ class Bundle:
         paths = {
             name: guarded(root, name, f"{root / MANIFEST}: files", BundleError) for name in manifest.files
         }
-        named = [graph.file for graph in manifest.graphs.values()]
-        named += [name for name in (manifest.text.tokenizer, manifest.text.chat_template) if name is not None]
-        for name in named:
-            if name not in paths:
-                raise BundleError(
-                    f"{root / MANIFEST}: {name!r} is used but not listed in files; export it again"
-                )
+        _check_named(manifest, str(root / MANIFEST))
         # Taken before anything is hashed: a file that changes meanwhile will not match them.
         stamps = integrity.stamps(paths, manifest.files)
         integrity.check_sizes(paths, manifest.files)
@@ -125,3 +122,16 @@ class Bundle:
     def graph(self, phase: Phase) -> Graph:
         """Give the graph of a phase."""
         return self.manifest.graphs[phase]
+
+
+def _check_named(manifest: Manifest, where: str) -> None:
+    """Raise `BundleError` unless the files with a use are listed, at sizes that can be read for it."""
+    texts = (manifest.text.tokenizer, manifest.text.chat_template)
+    caps = {graph.file: GRAPH_CAP for graph in manifest.graphs.values()}
+    caps |= {name: TEXT_CAP for name in texts if name is not None}
+    for name, cap in caps.items():
+        if name not in manifest.files:
+            raise BundleError(f"{where}: {name!r} is used but not listed in files; export it again")
+        if (size := manifest.files[name].size) > cap:
+            msg = f"{where}: {name!r} has {size} bytes, more than the {cap} for its use; "
+            raise BundleError(msg + "it is not what its name says, do not use this bundle")

@@ -47,7 +47,7 @@ class CapacityError(MlaError):
 
 
 class SessionError(MlaError):
-    """A session used from a second thread, after it was closed, or after it failed for good."""
+    """A session used from a second thread, or after it or its model was closed."""
 
 
 class NumericsError(MlaError):

@@ -23,7 +23,6 @@ Dim = int | str
 Phase = Literal["step", "prompt"]
 PHASES: tuple[Phase, ...] = ("step", "prompt")
 FLOATS = ("float32", "float16")
-CACHE_DTYPES = ("float32", "float16", "int8")
 MAX_RANK = 8
 MAX_TENSORS = 1_000_000
 
@@ -165,7 +164,9 @@ def parse(raw: Mapping[str, Any], where: str) -> Manifest:
         target=top["target"].text(),
         opset=top["opset"].integer(1, 1000),
         absorb=top["absorb"].one_of("factored", "merged", "expanded"),
-        precision=_strings(top["precision"]),
+        precision={
+            key: value.one_of(*FLOATS) for key, value in top["precision"].object({"compute", "cache"}).items()
+        },
         graphs=_graphs(top["graphs"]),
         inputs=top["inputs"].list(_tensor),
         outputs=top["outputs"].list(_tensor),
@@ -226,10 +227,11 @@ def _cache(field: Field, layers: int) -> tuple[CacheTensor, ...]:
     tensors = field.list(lambda item: _cache_tensor(item, layers))
     if not 1 <= len(tensors) <= MAX_TENSORS:
         raise field.wrong(f"a list of 1 to {MAX_TENSORS} cache tensors")
-    names = [name for tensor in tensors for name in (tensor.past, tensor.present)]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BundleError(f"{field.where}: the name {twice!r} is given twice; export the bundle again")
+    seen: set[str] = set()
+    for name in (name for tensor in tensors for name in (tensor.past, tensor.present)):
+        if name in seen:
+            raise BundleError(f"{field.where}: the name {name!r} is given twice; export the bundle again")
+        seen.add(name)
     return tensors
 
 
@@ -244,7 +246,7 @@ def _cache_tensor(field: Field, layers: int) -> CacheTensor:
         holds=f["holds"].text(),
         past=f["past"].text(),
         present=f["present"].text(),
-        dtype=f["dtype"].one_of(*CACHE_DTYPES),
+        dtype=f["dtype"].one_of(*FLOATS),
         row=row,
         row_format=f["row_format"].text(),
     )

@@ -126,7 +126,7 @@ def test_json_holds_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixtu
         ('{"model_type": "kimi_linear"}', "linear attention"),
         ('{"model_type": "llama"}', "Supported are deepseek_v2"),
         ('{"peft_type": "LORA"}', "PEFT adapter"),
-        ("[1]", "not a JSON object"),
+        ("[1]", "holds a list where an object belongs"),
     ],
 )
 def test_what_is_not_supported_is_said(
@@ -154,5 +154,5 @@ def test_a_configuration_larger_than_its_cap(tmp_path: Path):
 def test_a_link_out_of_a_folder_is_not_followed(tmp_path: Path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").symlink_to(CONFIGS / "MiniCPM3-4B.json")
-    with pytest.raises(CheckpointError, match=r"is a link to .* outside the model folder"):
+    with pytest.raises(CheckpointError, match="is a link that leads out of its folder"):
         inspect(tmp_path / "model")

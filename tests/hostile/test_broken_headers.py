@@ -83,20 +83,20 @@ def test_a_broken_start_is_refused(content: bytes, problem: str, tmp_path: Path)
 
 
 def test_headers_that_are_not_json_are_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path, packed(b"{", 0)).startswith("header: is not JSON: Expecting property name")
-    assert refusal(tmp_path, packed(b'{"\xff":1}', 0)).startswith("header: is not JSON: 'utf-8' codec")
+    assert refusal(tmp_path, packed(b"{", 0)).startswith("header: not valid JSON (Expecting property name")
+    assert refusal(tmp_path, packed(b'{"\xff":1}', 0)).startswith("header: not valid JSON ('utf-8' codec")
     deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    assert refusal(tmp_path, packed(deep, 0)).startswith("header: is not JSON: ")
+    assert refusal(tmp_path, packed(deep, 0)).startswith("header: not valid JSON (")
     digits = b'{"a":' + b"9" * 10_000 + b"}"
-    assert refusal(tmp_path, packed(digits, 0)).startswith("header: is not JSON: Exceeds the limit")
+    assert refusal(tmp_path, packed(digits, 0)).startswith("header: not valid JSON (Exceeds the limit")
 
 
 @pytest.mark.parametrize(
     ("raw", "problem"),
     [
-        (b'{"a":1,"a":2}', "header: has the key 'a' twice"),
-        (b'{"a":NaN}', "header: has NaN, which is not JSON"),
-        (b'{"a":-Infinity}', "header: has -Infinity, which is not JSON"),
+        (b'{"a":1,"a":2}', "header: not valid JSON (the key 'a' is given twice); get the file again"),
+        (b'{"a":NaN}', "header: not valid JSON (NaN is not a JSON number); get the file again"),
+        (b'{"a":-Infinity}', "header: not valid JSON (-Infinity is not a JSON number); get the file again"),
         (b'{"__metadata__":[]}', "__metadata__ must map strings to strings"),
         (b'{"__metadata__":{"a":1}}', "__metadata__ must map strings to strings"),
     ],

@@ -258,5 +258,22 @@ def test_a_cache_larger_than_memory_is_a_capacity_error(
         raise MemoryError
 
     monkeypatch.setattr(np, "zeros", no_memory)
-    with pytest.raises(CapacityError, match=r"a cache of 1 × 64 rows takes 8192 bytes"):
+    with pytest.raises(CapacityError, match=r"cache rows of 1 × 64 tokens take 8192 bytes"):
         model.backend.buffers(1, 64)
+
+
+def test_a_step_that_finds_no_memory_is_a_capacity_error(
+    model: mla_runtime.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError
+
+    for batch, allocate, message in [
+        (2, "zeros", "cache rows of 2 × 7 tokens take 1792 bytes"),
+        (1, "empty", "logits of 1 × 61 take 244 bytes"),
+    ]:
+        with model.session(batch) as s, monkeypatch.context() as patch:
+            call = s._call("prompt", [IDS[:7]] * batch, list(range(batch)))
+            patch.setattr(np, allocate, no_memory)
+            with pytest.raises(CapacityError, match=message):
+                buffers(s).run(call)

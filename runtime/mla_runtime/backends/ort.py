@@ -18,7 +18,6 @@ costs nothing that a prompt of 2,000 tokens would not have to earn back first.
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
@@ -27,6 +26,7 @@ from mla_runtime.backends.ort_buffers import BucketBuffers, SlotBuffers
 from mla_runtime.bundle import Bundle
 from mla_runtime.errors import BackendError, BundleError, InputError, SessionError
 from mla_runtime.manifest import PHASES, Phase
+from mla_runtime.memory import memory_limit
 
 PROVIDER = "CPUExecutionProvider"
 _TYPES = {
@@ -60,7 +60,8 @@ class OrtBackend:
         self._closed = False
         size = sum(entry.size for entry in bundle.manifest.files.values())
         # A second copy of the weights must leave room for the mapped ones, the cache, and others.
-        self._packs = size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        limit = memory_limit()
+        self._packs = limit is not None and size <= limit // 4
         for phase in PHASES:
             self._graphs[phase, False] = self._load(phase, packed=False)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,8 +48,6 @@ class _Buffers:
         for buffer in self._rows:
             # Numbers, not zeros: rows never written share one page, and reading that measures nothing.
             numbers = random.standard_normal((min(rows, 64), *buffer.shape[2:]), dtype=np.float32)
-            if buffer.dtype == np.int8:
-                numbers *= 40
             for start in range(0, rows, 64):
                 count = min(64, rows - start)
                 buffer[:, start : start + count] = numbers[:count].astype(buffer.dtype)
@@ -58,12 +58,9 @@ class _Buffers:
 
     def _allocate(self, rows: int) -> list[Array]:
         """Allocate zeroed [B, rows, *row] for every cache tensor."""
-        try:
+        need = sum(self._batch * rows * t.row_bytes for t in self._tensors)
+        with _or_capacity(f"cache rows of {self._batch} × {rows} tokens", need):
             return [np.zeros((self._batch, rows, *t.row), dtype=t.dtype) for t in self._tensors]
-        except MemoryError as cause:
-            need = sum(self._batch * rows * t.row_bytes for t in self._tensors)
-            msg = f"a cache of {self._batch} × {rows} rows takes {need} bytes, which are not there; "
-            raise CapacityError(msg + "open the session with a smaller max_context or batch") from cause
 
     def _run(self, call: Call, bind_cache: Callable[[Any], None]) -> Float32:
         """Bind the inputs, let `bind_cache` bind the cache, and run the graph."""
@@ -78,7 +75,9 @@ class _Buffers:
         }
         for name, value in inputs.items():
             bind(binding.bind_input, name, value)
-        logits: Float32 = np.empty((len(call.logit_rows), self._vocab), dtype=np.float32)
+        shown = (len(call.logit_rows), self._vocab)
+        with _or_capacity(f"logits of {shown[0]} × {shown[1]}", 4 * math.prod(shown)):
+            logits: Float32 = np.empty(shown, dtype=np.float32)
         bind(binding.bind_output, "logits", logits)
         bind_cache(binding)
         try:
@@ -145,9 +144,9 @@ class BucketBuffers(_Buffers):
     def run(self, call: Call) -> Float32:
         """Compute logits; the new rows wait in their own buffers."""
         self._reserve(int((call.past_lengths + call.new_lengths).max()))
-        batch, width = call.input_ids.shape
+        width = call.input_ids.shape[1]
         if not self._new or self._new[0].shape[1] != width:
-            self._new = [np.zeros((batch, width, *t.row), dtype=t.dtype) for t in self._tensors]
+            self._new = self._allocate(width)
 
         def bind_cache(binding: Any) -> None:
             for tensor, rows, new in zip(self._tensors, self._rows, self._new, strict=True):
@@ -185,6 +184,16 @@ class BucketBuffers(_Buffers):
         for old, new in zip(self._rows, grown, strict=True):
             new[:, :have] = old
         self._rows = grown
+
+
+@contextmanager
+def _or_capacity(what: str, nbytes: int) -> Iterator[None]:
+    """Turn a `MemoryError` into the `CapacityError` that says what took how much."""
+    try:
+        yield
+    except MemoryError as cause:
+        msg = f"{what} take {nbytes} bytes, which are not there; "
+        raise CapacityError(msg + "open the session with a smaller max_context or batch") from cause
 
 
 def bind(method: Callable[..., None], name: str, array: Array) -> None:
