@@ -41,7 +41,7 @@ def test_graphs_are_loaded_once_and_those_of_batches_when_first_used(bundle: Pat
 def other_bundle(folder: Path) -> Path:
     """A bundle of the same shapes with other weights."""
     make_bundle(folder)
-    (folder / "weights.data").write_bytes((-np.fromfile(folder / "weights.data", np.float32)).tobytes())
+    (folder / "weights.data").write_bytes(np.fromfile(folder / "weights.data", np.float32)[::-1].tobytes())
     write_manifest(folder, {k: v for k, v in manifest().items() if k != "sha256"})
     return folder
 
