@@ -23,6 +23,7 @@ from mla_graphs.lowering import lower
 from mla_runtime import backends
 from mla_runtime.bundle import Bundle
 from mla_runtime.errors import ConfigError
+from mla_runtime.integrity import sha256
 from mla_runtime.manifest import Canary, FileEntry
 from mla_runtime.model import Model
 
@@ -49,17 +50,16 @@ def export(
 
     `absorb` chooses the attention's form, `dtype` the type of weights, activations and cache.
     `max_context` bounds the positions (default: what the model was made for), `chunk` how many prompt
-    tokens go through the graph at once (default: 512, or the context where that is less). An existing bundle is replaced only with `force`, and only by
-    a finished one.
+    tokens go through the graph at once (default: 512, or the context where that is less). An existing
+    bundle is replaced only with `force`, and only by a finished one.
 
     Raises ConfigError, CheckpointError or ExportError; `out` is then as it was.
     """
     target = Path(out)
     publish.check_target(target, force=force)
     if absorb not in ("factored", "merged", "expanded") or dtype not in DTYPES:
-        raise ConfigError(
-            f"absorb {absorb!r}, dtype {dtype!r}: choose factored, merged or expanded, and fp32 or fp16"
-        )
+        choices = "choose factored, merged or expanded, and fp32 or fp16"
+        raise ConfigError(f"absorb {absorb!r}, dtype {dtype!r}: {choices}")
     source = Checkpoint.open(checkpoint)
     family = family_of(source.config)
     geometry = family.geometry(source.config, max_context)
@@ -108,7 +108,7 @@ def export(
 def _described(staging: Path) -> dict[str, FileEntry]:
     """Give size and hash of every file but the weights, which were hashed as they were written."""
     return {
-        path.name: FileEntry(path.stat().st_size, publish.sha256(path))
+        path.name: FileEntry(path.stat().st_size, sha256(path))
         for path in sorted(staging.iterdir())
         if path.name != WEIGHTS
     }

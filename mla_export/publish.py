@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import secrets
@@ -70,15 +69,6 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
         raise ExportError(f"{out}: writing failed ({cause}); nothing was changed there") from cause
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """Hash a file of the staging folder."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from mla_export.families import text_config
 from mla_runtime.errors import CheckpointError
+from mla_runtime.fields import JSON_CAP, parse_json
 from mla_runtime.paths import guarded
 
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
-_LIMIT = 16 * 2**20
 # tokenizer.json of large vocabularies is past the cap of a configuration.
 _TOKENIZER_LIMIT = 100 * 2**20
 
@@ -42,6 +42,7 @@ def read_text_files(source: Path, config: Mapping[str, Any], vocab_size: int) ->
     files: dict[str, bytes] = {}
     tokenizer = _bytes(source, TOKENIZER, _TOKENIZER_LIMIT)
     if tokenizer is not None:
+        _check_tokenizer(source / TOKENIZER, tokenizer, vocab_size)
         files[TOKENIZER] = tokenizer
     template = _chat_template(source, settings)
     if template is not None:
@@ -83,8 +84,24 @@ def _bytes(source: Path, name: str, limit: int) -> bytes | None:
     return content
 
 
+def _check_tokenizer(path: Path, content: bytes, vocab_size: int) -> None:
+    """Refuse a file that is not JSON, or whose ids the model has no rows for: another model's."""
+    try:
+        settings = json.loads(content)
+        vocab = settings["model"]["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+        largest = max([*ids, *(token["id"] for token in settings.get("added_tokens", []))])
+    except (ValueError, RecursionError, KeyError, TypeError) as cause:
+        raise CheckpointError(f"{path} is not a tokenizer ({cause!r}); get the file again") from cause
+    if largest >= vocab_size:
+        raise CheckpointError(
+            f"{path} gives ids up to {largest}, and the model has rows for 0 … {vocab_size - 1}; "
+            "it is another model's: take this one's, or remove it to export a bundle that runs on ids"
+        )
+
+
 def _text(source: Path, name: str) -> str | None:
-    content = _bytes(source, name, _LIMIT)
+    content = _bytes(source, name, JSON_CAP)
     try:
         return None if content is None else content.decode()
     except UnicodeDecodeError as cause:
@@ -92,17 +109,8 @@ def _text(source: Path, name: str) -> str | None:
 
 
 def _json(source: Path, name: str) -> dict[str, Any]:
-    content = _text(source, name)
-    if content is None:
-        return {}
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as cause:
-        raise CheckpointError(f"{source / name} is not JSON ({cause}); get the file again") from cause
-    if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise CheckpointError(f"{source / name} holds a {kind} where an object belongs; get the file again")
-    return value
+    content = _bytes(source, name, JSON_CAP)
+    return {} if content is None else parse_json(content, str(source / name), CheckpointError)
 
 
 def _chat_template(source: Path, settings: Mapping[str, Any]) -> str | None:

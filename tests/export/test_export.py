@@ -201,13 +201,20 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(checkpoint, tmp_path, name
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer_config.json", b"[" * 200_000, "tokenizer_config.json is not JSON"),
-        ("tokenizer_config.json", b"[]", "tokenizer_config.json holds a list where an object belongs"),
+        ("tokenizer_config.json", b"[" * 200_000, "tokenizer_config.json: not valid JSON"),
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json: holds a list where an object belongs"),
+        ("tokenizer.json", b"{broken", "tokenizer.json is not a tokenizer"),
+        ("tokenizer.json", b'{"model": {}}', "tokenizer.json is not a tokenizer"),
+        (
+            "tokenizer.json",
+            b'{"model": {"vocab": {"a": 0, "b": 256}}}',
+            "gives ids up to 256, and the model has rows for 0 … 255",
+        ),
         ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja is not UTF-8"),
         (
             "generation_config.json",
             b" " * (2**24 + 1),
-            "generation_config.json is larger than the limit of 16777216",
+            "generation_config.json is larger than the limit of 16000000",
         ),
     ],
 )

@@ -120,9 +120,10 @@ def test_unknown_backends_are_refused_with_those_that_run(bundle: Path, name: st
         mla_runtime.open(bundle, name)
 
 
-def test_no_threads_are_refused(bundle: Path) -> None:
-    with pytest.raises(InputError, match="threads is 0"):
-        mla_runtime.open(bundle, threads=0)
+@pytest.mark.parametrize("threads", [0, 100_000])
+def test_no_threads_and_more_than_a_machine_bears_are_refused(bundle: Path, threads: int) -> None:
+    with pytest.raises(InputError, match=f"threads is {threads}; here it must be 1 to"):
+        mla_runtime.open(bundle, threads=threads)
 
 
 def test_a_missing_engine_says_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ costs nothing that a prompt of 2,000 tokens would not have to earn back first.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -46,8 +47,11 @@ class OrtBackend:
     name = "ort:cpu"
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; it must be at least 1, or None for the engine's choice")
+        most = 4 * (os.cpu_count() or 1)  # each is started at once: thousands bring a machine to a halt
+        if threads is not None and not 1 <= threads <= most:
+            raise InputError(
+                f"threads is {threads}; here it must be 1 to {most}, or None for the engine's choice"
+            )
         try:
             import onnxruntime  # noqa: F401 - to fail here, with what to do
         except ImportError as cause:
