@@ -97,5 +97,5 @@ def speed_table(title: str, speeds: Sequence[Speed]) -> Table:
         )
         for speed in speeds
     ]
-    header = ("depth", "prompt tokens/s", "step ms", "worst", "step tokens/s", "cache", "peak memory")
-    return table(title, header, rows)
+    header = ("depth", "prompt tok/s", "step ms", "worst", "step tok/s", "cache", "peak RAM")
+    return table(title, header, rows, spare=("worst",))

@@ -165,7 +165,9 @@ def _compare(bundles: dict[str, str], depth: int) -> None:
         )
         for name, (row, speed) in measured.items()
     ]
-    header = ("cache", "bytes a token", "ratio", f"bytes at {depth:,}", f"step ms at {depth:,}", "ratio")
+    header = ("cache", "bytes a token", "ratio", f"at {depth:,}", "step ms", "ratio")
     out = console()
     out.print()
-    out.print(table(f"Latent against expanded cache, the best of {ROUNDS} rounds", header, rows))
+    out.print(
+        table(f"Latent against expanded cache at {depth:,} tokens, the best of {ROUNDS} rounds", header, rows)
+    )

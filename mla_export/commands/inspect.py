@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mla_export import costs
-from mla_export.commands.tables import console, count, print_json, size, table
+from mla_export.commands.tables import console, count, facts, print_json, size, table
 from mla_export.inspect import Inspection, inspect
 from mla_graphs import Geometry, LinearScaling, LongRope, Yarn
 
 FORM_NAMES = {
     "factored": "factored (default)",
-    "merged_uk": "W_UK merged, to compare",
+    "merged_uk": "merged, W_UK only",
     "merged": "merged",
     "expanded": "expanded (baseline)",
 }
@@ -37,8 +37,7 @@ def show(inspection: Inspection, out: Console) -> None:
     geometry = inspection.geometry
     out.print(f"{inspection.path}: {geometry.family}, {_kind(inspection)}", style="bold", soft_wrap=True)
     out.print()
-    for name, value in _facts(inspection):
-        out.print(f"  {name:<14} {value}", soft_wrap=True)
+    out.print(facts(_facts(inspection)))
     out.print()
     out.print(_attention_table(geometry))
     out.print(_cache_table(geometry))
@@ -86,13 +85,9 @@ def _facts(inspection: Inspection) -> Iterator[tuple[str, str]]:
     yield "positions", f"up to {g.max_context:,} tokens, {_rotary(g)}"
     if g.moe is not None:
         yield "experts", _experts(g)
-    for name, value in (
-        ("embedding", g.embedding_scale),
-        ("residual", g.residual_scale),
-        ("logits", g.logit_scale),
-    ):
-        if value != 1.0:
-            yield f"scale, {name}", f"{value:.6g}"
+    scales = {"embedding": g.embedding_scale, "residual": g.residual_scale, "logits": g.logit_scale}
+    if any(value != 1.0 for value in scales.values()):
+        yield "scales", ", ".join(f"{name} {value:.6g}" for name, value in scales.items())
     if inspection.tensors is not None:
         tensors = inspection.tensors
         dtypes = ", ".join(f"{n} {dtype}" for dtype, n in sorted(tensors.dtypes.items()))
@@ -153,8 +148,10 @@ def _attention_table(g: Geometry) -> Table:
                 "expanded" if form == "expanded" else "latent",
             )
         )
-    header = ("form", "a layer", "ratio", "all layers, fp32", "fp16", "cache")
-    return table("Attention weights that a token is multiplied with", header, rows)
+    header = ("form", "a layer", "ratio", "all, fp32", "all, fp16", "cache")
+    return table(
+        "Attention weights that a token is multiplied with", header, rows, spare=("ratio", "all, fp32")
+    )
 
 
 def _cache_table(g: Geometry) -> Table:
@@ -166,5 +163,5 @@ def _cache_table(g: Geometry) -> Table:
         sizes = [size(costs.cache_token_bytes(g, form, name)) for name in costs.CACHE_FORMATS]
         context = size(costs.cache_token_bytes(g, form, "float16") * g.max_context)
         rows.append((form, f"{elements:,}", f"{elements / latent:.1f}×", *sizes, context))
-    header = ("cache", "a layer", "ratio", "fp32", "fp16", "int8", f"fp16, {g.max_context:,} tokens")
-    return table("Cache bytes a token, all layers", header, rows)
+    header = ("cache", "a layer", "ratio", "fp32", "fp16", "int8", f"fp16 × {g.max_context:,}")
+    return table("Cache bytes a token, all layers", header, rows, spare=("a layer", "fp32"))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 WIDTH = 100
+GAP, EDGES = 3, 2  # columns that rich puts between two cells of a table, and around a row
 
 
 def console() -> Console:
@@ -21,19 +24,47 @@ def console() -> Console:
     What is printed holds names of files and of models, in which `[red]` is not a colour.
     """
     terminal = Console(file=sys.stdout)
-    width = min(terminal.width, WIDTH) if terminal.is_terminal else WIDTH
+    asked = terminal.is_terminal or "COLUMNS" in os.environ
+    width = min(terminal.width, WIDTH) if asked else WIDTH
     return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
 def table(
-    title: str, header: Sequence[str], rows: Iterable[Sequence[str | Text]], *, numbers: bool = True
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    numbers: bool = True,
+    spare: Sequence[str] = (),
 ) -> Table:
-    """Make a table whose first column is text and whose others are `numbers`, or text too."""
+    """Make a table whose first column is text and whose others are `numbers`, or text too.
+
+    Numbers are never cut: where the console is too narrow, the columns `spare` go, in that order. Of text,
+    the last column wraps.
+    """
+    content = [tuple(row) for row in rows]
+    kept = list(range(len(header)))
+    for name in spare:
+        widths = [max(cell_len(str(row[i])) for row in (header, *content)) for i in kept]
+        if sum(widths) + GAP * (len(kept) - 1) + EDGES <= console().width:
+            break
+        kept.remove(header.index(name))
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(header):
-        made.add_column(name, justify="right" if numbers and i else "left")
-    for row in rows:
-        made.add_row(*row)
+    for i in kept:
+        wraps = not numbers and i == len(header) - 1
+        made.add_column(header[i], justify="right" if numbers and i else "left", no_wrap=not wraps)
+    for row in content:
+        made.add_row(*(row[i] for i in kept))
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Table:
+    """Lay out names and what is known of them; what is long wraps under itself."""
+    made = Table.grid(padding=(0, 1))
+    made.add_column(no_wrap=True, min_width=16)
+    made.add_column()
+    for name, value in pairs:
+        made.add_row(f"  {name}", value)
     return made
 
 

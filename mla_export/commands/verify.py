@@ -77,11 +77,11 @@ def _comparisons(report: Report, budget: Budget) -> Table:
         )
         for row in report.comparisons
     ]
-    return table(title, header, rows)
+    return table(title, header, rows, spare=("1 - cosine", "rank", "KL, nats"))
 
 
 def _greedy(report: Report) -> Table:
-    header = ("prompt", "agreed", "first difference", "lost by", "near tie up to", "verdict")
+    header = ("prompt", "agreed", "differs at", "lost by", "tie up to", "verdict")
     rows = [
         (
             row.name,
@@ -93,7 +93,8 @@ def _greedy(report: Report) -> Table:
         )
         for row in report.greedy
     ]
-    return table("Greedy tokens against the reference's choice after the same tokens", header, rows)
+    title = "Greedy tokens against the reference's choice after the same tokens"
+    return table(title, header, rows, spare=("tie up to",))
 
 
 def _excused(report: Report) -> Iterator[str]:

@@ -20,6 +20,7 @@ import pytest
 import mla_export
 from mla_export import cli
 from mla_export.cli import main
+from mla_export.commands import tables
 from mla_export.commands.bench import Plan
 from mla_runtime import errors
 from tests.checkpoints import make_checkpoint
@@ -185,7 +186,7 @@ def test_run_refuses(
 def test_bench(bundle: Path, capsys: pytest.CaptureFixture[str]):
     words = ["bench", str(bundle), "--depths", "0,64", "--prompt", "16", "--steps", "3", "--quiet"]
     assert main(words) == 0
-    assert "step tokens/s" in capsys.readouterr().out
+    assert "step tok/s" in capsys.readouterr().out
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["cache_bytes_per_token"] == 3 * (32 + 8) * 4
@@ -227,6 +228,31 @@ def test_steps_of_verify_are_those_of_python():
     assert parsed == inspect.signature(mla_export.verify).parameters["steps"].default == 64
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert f"`--steps` ({parsed}) greedy tokens" in text
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("model", ["DeepSeek-V3", "Kimi-K2", "MiniCPM3-4B"])
+def test_tables_cut_no_number(
+    model: str, columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["inspect", str(ROOT / "tests" / "configs" / f"{model}.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert "factored (default)" in shown
+    assert max(map(len, shown.splitlines())) <= int(columns)
+
+
+def test_a_narrow_table_loses_spare_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    header, row = ("run", "max", "cosine", "rank"), ("prompt in pieces", "1.2e-06", "3.4e-14", "1")
+    for columns, kept in (("80", header), ("36", ("run", "max", "rank")), ("30", ("run", "max"))):
+        monkeypatch.setenv("COLUMNS", columns)
+        tables.console().print(tables.table("", header, [row], spare=("cosine", "rank")))
+        shown = capsys.readouterr().out.split()
+        assert [word for word in shown if word in header] == list(kept)
+        assert "1.2e-06" in shown
 
 
 def test_inspect_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]):
