@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from mla_export.stdout import StdoutError, abandon_stdout, guarded_stdout
 from mla_runtime.errors import (
     BackendError,
     CapacityError,
@@ -155,13 +155,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; every expected error is one message on stderr."""
-    args = build_parser().parse_args(argv)
     try:
-        from mla_export.progress import reporting
+        with guarded_stdout():
+            args = build_parser().parse_args(argv)
+            from mla_export.progress import reporting
 
-        with reporting(quiet=args.quiet):
-            code: int = importlib.import_module(f"mla_export.commands.{args.command}").run(args)
-        sys.stdout.flush()
+            with reporting(quiet=args.quiet):
+                code: int = importlib.import_module(f"mla_export.commands.{args.command}").run(args)
     except MlaError as error:
         return _fail(f"{error}", _code_of(error))
     except ModuleNotFoundError as error:
@@ -172,9 +172,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # the interpreter flushes stdout once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_stdout()
         return EXIT_PIPE_CLOSED
+    except StdoutError as error:
+        abandon_stdout()
+        return _fail(f"stdout cannot be written ({error}); free space, or send it elsewhere", EXIT_CANNOT)
     except Exception:
         return _bug()
     return code
