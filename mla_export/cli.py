@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from mla_export.extras import EXTRAS, not_installed
 from mla_export.stdout import StdoutError, abandon_stdout, guarded_stdout
 from mla_runtime.errors import (
     BackendError,
@@ -29,17 +30,6 @@ EXIT_CANNOT = 3  # a fit request that this machine or installation cannot carry 
 EXIT_BUG = 70  # a bug of mla-export
 EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_PIPE_CLOSED = 141  # whoever read stdout stopped reading
-
-EXTRAS = {
-    "torch": "export",
-    "onnx": "export",
-    "onnx_ir": "export",
-    "onnxscript": "export",
-    "transformers": "verify",
-    "onnxruntime": "cpu",
-    "tokenizers": "text",
-    "jinja2": "text",
-}
 
 
 def number(kind: type, low: float, what: str) -> Callable[[str], float]:
@@ -165,10 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MlaError as error:
         return _fail(f"{error}", _code_of(error))
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        if error.name is None or error.name.partition(".")[0] not in EXTRAS:
             return _bug()
-        return _fail(f"{error.name} is not installed; try: pip install 'mla-export[{extra}]'", EXIT_CANNOT)
+        return _fail(not_installed([error.name]), EXIT_CANNOT)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import tomllib
 
-from mla_export import cli
+from mla_export.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
@@ -188,8 +188,8 @@ def test_extras_are_what_the_packages_import():
     imported = set().union(*(imported_roots(path) for path in python_files(*PACKAGES.values())))
     # torch.onnx imports these two itself, and onnx_ir the first
     assert imported - OURS - set(sys.stdlib_module_names) | {"onnx", "onnxscript"} == promised
-    for module, extra in cli.EXTRAS.items():
-        assert module in extras[extra], f"cli.EXTRAS sends who lacks {module} to {extra}"
+    for module, extra in EXTRAS.items():
+        assert module in extras[extra], f"EXTRAS sends who lacks {module} to {extra}"
 
 
 def test_every_marker_is_used():

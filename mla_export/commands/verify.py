@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mla_export.commands.tables import console, print_json, table
 from mla_export.compare import Budget, Verdict
+from mla_export.extras import need
 from mla_export.report import Report
 
 STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red", "skipped": "dim"}
@@ -19,6 +20,8 @@ STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red", "skipped":
 
 def run(args: argparse.Namespace) -> int:
     """Verify and print the report; 1 where anything failed."""
+    if args.checkpoint is not None:  # before a large bundle is hashed for nothing
+        need("onnxruntime", "torch", "transformers")
     # transformers' remarks on configurations are for those who write them
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from mla_export.verify import verify

@@ -318,6 +318,21 @@ def test_verify_without_a_checkpoint_works_without_torch(bundle: Path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("missing", "named", "extras"),
+    [
+        ({"torch"}, "torch is", "export"),
+        ({"torch", "transformers"}, "torch and transformers are", "export,verify"),
+        (MAKING | {"onnxruntime"}, "onnxruntime and torch and transformers are", "cpu,export,verify"),
+    ],
+)
+def test_verify_names_all_that_is_missing_before_it_works(missing: set[str], named: str, extras: str):
+    # neither folder is there: what is missing is said first
+    done = blocked(missing, "verify", "bundle", "--checkpoint", "model")
+    message = f"mla-export: {named} not installed; try: pip install 'mla-export[{extras}]'\n"
+    assert (done.returncode, done.stderr) == (3, message)
+
+
 def test_a_reader_that_leaves_is_no_error(bundle: Path):
     read, write = os.pipe()
     os.close(read)
