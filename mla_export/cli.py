@@ -62,59 +62,136 @@ def integers(text: str) -> list[int]:
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a checkpoint folder, a config.json, or a bundle")
-    parser.add_argument("--max-context", type=COUNT, help="context to fix (LongRoPE picks its factors by it)")
+    parser.add_argument(
+        "--max-context",
+        type=COUNT,
+        metavar="N",
+        help="context to fix; LongRoPE picks its factors by it (default: the model's own)",
+    )
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="folder with config.json and safetensors")
-    parser.add_argument("out", help="the bundle to write")
-    parser.add_argument("--absorb", choices=["factored", "merged", "expanded"], default="factored")
-    parser.add_argument("--dtype", choices=["fp32", "fp16"], default="fp32", help="of weights and cache")
-    parser.add_argument("--max-context", type=COUNT, help="longest context (the model's own if not given)")
-    parser.add_argument("--chunk", type=COUNT, help="most tokens of a prompt that run at once (512)")
+    parser.add_argument("out", help="the bundle to write, a folder")
+    parser.add_argument(
+        "--absorb",
+        choices=["factored", "merged", "expanded"],
+        default="factored",
+        help="form of the attention; expanded is a baseline to compare with (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["fp32", "fp16"],
+        default="fp32",
+        help="of weights, activations and cache (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-context", type=COUNT, metavar="N", help="longest context (default: the model's own)"
+    )
+    parser.add_argument(
+        "--chunk",
+        type=COUNT,
+        metavar="N",
+        help="most tokens of a prompt that run at once (default: 512, or the context if shorter)",
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle")
-    parser.add_argument("--checkpoint", help="compare with the checkpoint that the bundle was made from")
-    parser.add_argument("--steps", type=COUNT, default=64, help="greedy steps to compare (64)")
-    parser.add_argument("--backend", default="ort:cpu")
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="compare with the checkpoint that the bundle was made from (default: hashes and canary only)",
+    )
+    parser.add_argument(
+        "--steps", type=COUNT, metavar="N", default=64, help="greedy steps to compare (default: %(default)s)"
+    )
+    _backend(parser)
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle")
+    parser.add_argument("bundle", help="folder of the bundle")
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", help="text to continue")
-    prompt.add_argument("--chat", help="message of a user, put into the chat template")
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue")
+    prompt.add_argument("--chat", metavar="TEXT", help="message of a user, put into the chat template")
     prompt.add_argument("--ids", type=integers, help="token ids to continue, like 1,2,3")
-    parser.add_argument("--max-tokens", type=COUNT, default=128)
-    parser.add_argument("--temperature", type=AMOUNT, default=0.0, help="0 (the default) is greedy")
-    parser.add_argument("--top-k", type=INDEX, default=0, help="0 keeps all")
-    parser.add_argument("--top-p", type=AMOUNT, default=1.0, help="1 keeps all")
-    parser.add_argument("--min-p", type=AMOUNT, default=0.0, help="0 keeps all")
-    parser.add_argument("--repetition-penalty", type=AMOUNT, default=1.0, help="1 is none")
-    parser.add_argument("--seed", type=INDEX, help="of sampling; the same seed gives the same text")
-    parser.add_argument("--stop", action="append", default=[], metavar="STR", help="end here; repeatable")
+    parser.add_argument(
+        "--max-tokens", type=COUNT, metavar="N", default=128, help="most to decode (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature", type=AMOUNT, metavar="T", default=0, help="0 is greedy (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top-k", type=INDEX, metavar="K", default=0, help="0 keeps all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top-p", type=AMOUNT, metavar="P", default=1, help="1 keeps all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--min-p", type=AMOUNT, metavar="P", default=0, help="0 keeps all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repetition-penalty", type=AMOUNT, metavar="X", default=1, help="1 is none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=INDEX,
+        metavar="N",
+        help="of sampling; the same seed gives the same text (default: any)",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="STR",
+        help="end before this; repeatable (default: none)",
+    )
     _backend(parser)
+    _threads(parser)
 
 
 def _bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle")
-    parser.add_argument("--depths", type=integers, help="tokens in the cache (0,2048, if they fit)")
-    parser.add_argument("--prompt", type=COUNT, metavar="N", help="prompt tokens to time (512, if they fit)")
-    parser.add_argument("--steps", type=COUNT, metavar="N", help="steps to time (32, if they fit)")
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument(
+        "--depths", type=integers, help="tokens in the cache, like 0,2048 (default: those, if they fit)"
+    )
+    parser.add_argument(
+        "--prompt", type=COUNT, metavar="N", help="prompt tokens to time (default: 512, if they fit)"
+    )
+    parser.add_argument("--steps", type=COUNT, metavar="N", help="steps to time (default: 32, if they fit)")
     _backend(parser)
+    _threads(parser)
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", help="show another checkpoint than samples/tiny-mla")
-    parser.add_argument("--keep", metavar="FOLDER", help="write the bundles here and keep them")
+    parser.add_argument(
+        "--checkpoint", metavar="FOLDER", help="checkpoint to show (default: samples/tiny-mla)"
+    )
+    parser.add_argument(
+        "--keep", metavar="FOLDER", help="keep the bundles here (default: they are removed at the end)"
+    )
 
 
 def _backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", default="ort:cpu")
-    parser.add_argument("--threads", type=COUNT, help="of the backend (its own choice if not given)")
+    parser.add_argument("--backend", default="ort:cpu", help="what runs the graphs (default: %(default)s)")
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=COUNT, metavar="N", help="of the backend (default: its own choice)")
+
+
+class _Version(argparse.Action):
+    """Print the installed version and end; it is looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002 - argparse's
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"{parser.prog} {version('mla-export')}\n")
+        parser.exit()
 
 
 COMMANDS = {
@@ -133,7 +210,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mla-export",
         description="Export models with Multi-head Latent Attention to ONNX, prove it, decode with it.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action=_Version, help="print the version and end")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help="one of these; COMMAND --help has its options"
+    )
     for name, (add_arguments, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
         add_arguments(command)
