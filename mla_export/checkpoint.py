@@ -43,13 +43,9 @@ class Checkpoint:
         Raises ConfigError for an adapter or a broken config.json, CheckpointError for broken files.
         """
         folder = Path(path)
+        refuse_other(folder)
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: is not a folder; name the one with config.json and safetensors")
-        if (folder / "adapter_config.json").exists():
-            raise ConfigError(
-                f"{folder}: has an adapter_config.json: this is a PEFT adapter; merge it into its base model "
-                "(merge_and_unload) and export the merged checkpoint"
-            )
         if not (folder / "config.json").exists():
             raise ConfigError(f"{folder}: has no config.json; name the folder of a Hugging Face checkpoint")
         config = read_json(_file(folder, "config.json"), CheckpointError)
@@ -111,6 +107,22 @@ class Checkpoint:
         if filled != info.nbytes:
             raise CheckpointError(f"{info.file}: became shorter while it was read")
         return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+
+
+def refuse_other(path: Path) -> None:
+    """Raise ConfigError for a PEFT adapter, CheckpointError for a file of weights: each with what to name."""
+    if path.suffix == ".safetensors" and path.is_file():
+        raise CheckpointError(f"{path}: is a file of weights; name its folder, which holds config.json too")
+    if path.suffix == ".gguf" and path.is_file():
+        raise CheckpointError(
+            f"{path}: is a GGUF file, which is not read; name the folder of the safetensors checkpoint "
+            "that it was made from"
+        )
+    if (path / "adapter_config.json").exists():
+        raise ConfigError(
+            f"{path}: has an adapter_config.json: this is a PEFT adapter; merge it into its base model "
+            "(merge_and_unload) and export the merged checkpoint"
+        )
 
 
 def _quantized(config: Mapping[str, Any]) -> bool:

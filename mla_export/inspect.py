@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mla_export import costs
+from mla_export.checkpoint import Checkpoint, refuse_other
 from mla_export.geometry_json import geometry_from
 from mla_graphs import Geometry
 from mla_runtime.bundle import MANIFEST, Bundle
@@ -97,6 +98,7 @@ def inspect(path: str | Path, max_context: int | None = None) -> Inspection:
         return Inspection(
             root, "bundle", geometry_from(bundle.raw["model"]["geometry"], where), bundle=bundle
         )
+    refuse_other(root)
     if root.is_dir() and any(root.glob("*.safetensors")):
         return _inspect_checkpoint(root, max_context)
     if root.is_dir():
@@ -105,7 +107,6 @@ def inspect(path: str | Path, max_context: int | None = None) -> Inspection:
 
 
 def _inspect_checkpoint(root: Path, max_context: int | None) -> Inspection:
-    from mla_export.checkpoint import Checkpoint
     from mla_export.families import account, family_of
 
     checkpoint = Checkpoint.open(root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mla_export import costs
+from mla_export.checkpoint import Checkpoint
 from mla_export.cli import main
 from mla_export.families import family_of
 from mla_export.geometry_json import geometry_from
@@ -138,6 +140,32 @@ def test_what_is_not_supported_is_said(
     printed = capsys.readouterr()
     assert reason in printed.err
     assert printed.out == ""
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_folder_is_named_as_such(weights: str, tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / weights).touch()
+    with pytest.raises(ConfigError, match=r"has an adapter_config\.json: this is a PEFT adapter; merge it"):
+        inspect(tmp_path)
+
+
+@pytest.mark.parametrize("look", [inspect, Checkpoint.open], ids=["inspect", "open"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.safetensors", "is a file of weights; name its folder, which holds config.json too"),
+        ("model-Q8_0.gguf", "name the folder of the safetensors checkpoint that it was made from"),
+    ],
+)
+def test_a_file_of_weights_is_told_what_to_name(
+    name: str, message: str, look: Callable[[Path], object], tmp_path: Path
+):
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError) as refused:
+        look(tmp_path / name)
+    assert str(refused.value).startswith(f"{tmp_path / name}: is a ")
+    assert str(refused.value).endswith(message)
 
 
 def test_nothing_there(tmp_path: Path):
