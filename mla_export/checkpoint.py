@@ -17,6 +17,7 @@ from mla_runtime.errors import CheckpointError, ConfigError
 from mla_runtime.fields import read_json
 from mla_runtime.integrity import sha256
 from mla_runtime.paths import guarded
+from mla_runtime.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ class Checkpoint:
         if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
             count = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
-                f"{info.file}: {name} has {count} values that are not finite; the checkpoint is damaged"
+                f"{info.file}: {name} has {counted(count, 'value')} not finite; the checkpoint is damaged"
             )
         return tensor
 

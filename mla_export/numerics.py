@@ -19,6 +19,7 @@ from mla_export.reference import Pass, Precision, Reference, parameters, whole_m
 from mla_export.report import Check
 from mla_export.routing import near_ties
 from mla_runtime.errors import BundleError
+from mla_runtime.wording import counted
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -134,7 +135,7 @@ def greedy_tokens(run: Drive, ground: Ground, allowed: Budget) -> tuple[Greedy, 
         at = tuple(range(len(prompt) - 1, len(prompt) - 1 + len(tokens)))
         want = ground.at(ground.yardstick, Way("", index, at, np.empty(0)))
         tie = ground.behind_tie[index][list(at)]
-        name = f"{index + 1}: {len(prompt)} tokens"
+        name = f"{index + 1}: {counted(len(prompt), 'token')}"
         found.append(greedy(name, tokens, want, 2 * allowed.max_abs, tie))
     return tuple(found)
 

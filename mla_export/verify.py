@@ -18,6 +18,7 @@ from mla_export.prompts import default_prompts
 from mla_export.report import Check, Report
 from mla_runtime import backends
 from mla_runtime.errors import BundleError, CapacityError, InputError, VerificationError
+from mla_runtime.wording import counted
 
 if TYPE_CHECKING:
     from mla_export.checkpoint import Checkpoint
@@ -121,8 +122,8 @@ def _fitting(
     longest, context = max(map(len, prompts)), bundle.model.max_context
     if longest + steps > context:
         raise CapacityError(
-            f"a prompt of {longest} tokens and {steps} steps pass the bundle's context of {context}; "
-            "give fewer steps or shorter prompts"
+            f"a prompt of {counted(longest, 'token')} and {counted(steps, 'step')} pass the bundle's "
+            f"context of {context}; give fewer steps or shorter prompts"
         )
     return prompts
 

@@ -18,6 +18,7 @@ from mla_export.commands import bench
 from mla_export.commands.tables import console, size, table
 from mla_runtime import Bundle, Speed
 from mla_runtime.errors import CheckpointError
+from mla_runtime.wording import counted
 
 SAMPLE = Path("samples") / "tiny-mla"
 PROMPT = "def read_"
@@ -169,5 +170,9 @@ def _compare(bundles: dict[str, str], depth: int) -> None:
     out = console()
     out.print()
     out.print(
-        table(f"Latent against expanded cache at {depth:,} tokens, the best of {ROUNDS} rounds", header, rows)
+        table(
+            f"Latent against expanded cache at {counted(depth, 'token')}, the best of {ROUNDS} rounds",
+            header,
+            rows,
+        )
     )

@@ -13,6 +13,7 @@ from mla_export import costs
 from mla_export.commands.tables import console, count, facts, print_json, size, table
 from mla_export.inspect import Inspection, inspect
 from mla_graphs import Geometry, LinearScaling, LongRope, Yarn
+from mla_runtime.wording import counted
 
 FORM_NAMES = {
     "factored": "factored (default)",
@@ -46,7 +47,7 @@ def show(inspection: Inspection, out: Console) -> None:
     if extra > 0:
         out.print(
             f"Merging adds {size(extra * 2 * geometry.num_hidden_layers)} of fp16 weights to every token: "
-            f"as much as the latent rows of {merged:,} tokens."
+            f"as much as the latent rows of {counted(merged, 'token')}."
         )
     else:
         out.print("Merging makes the attention of this model no heavier.")
@@ -82,7 +83,7 @@ def _facts(inspection: Inspection) -> Iterator[tuple[str, str]]:
         f"values of {g.v_head_dim}",
     )
     yield "", f"kv_lora_rank {g.kv_lora_rank}, {queries}, softmax scale {g.softmax_scale:.6g}"
-    yield "positions", f"up to {g.max_context:,} tokens, {_rotary(g)}"
+    yield "positions", f"up to {counted(g.max_context, 'token')}, {_rotary(g)}"
     if g.moe is not None:
         yield "experts", _experts(g)
     scales = {"embedding": g.embedding_scale, "residual": g.residual_scale, "logits": g.logit_scale}
@@ -93,7 +94,7 @@ def _facts(inspection: Inspection) -> Iterator[tuple[str, str]]:
         dtypes = ", ".join(f"{n} {dtype}" for dtype, n in sorted(tensors.dtypes.items()))
         yield "tensors", f"{tensors.count} ({dtypes}), {size(tensors.nbytes)}; {tensors.consumed} consumed"
         for reason, number in tensors.ignored.items():
-            yield "ignored", f"{number} tensors: {reason}"
+            yield "ignored", f"{counted(number, 'tensor')}: {reason}"
     if inspection.bundle is not None:
         files = inspection.bundle.manifest.files
         total = size(sum(entry.size for entry in files.values()))

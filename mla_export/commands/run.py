@@ -10,6 +10,7 @@ from mla_export.commands.opening import open_model
 from mla_export.commands.tables import print_json
 from mla_runtime import Model, Sampling, Stream
 from mla_runtime.errors import InputError
+from mla_runtime.wording import counted
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,8 +81,8 @@ def _write(text: str) -> None:
 
 def _summary(prompt_tokens: int, stream: Stream, timing: dict[str, float]) -> str:
     steps = len(stream.ids) - 1
-    parts = [f"prompt {prompt_tokens} tokens in {timing['prompt_seconds']:.3f} s"]
+    parts = [f"prompt {counted(prompt_tokens, 'token')} in {timing['prompt_seconds']:.3f} s"]
     if steps > 0 and timing["step_seconds"] > 0:
-        parts.append(f"{steps} steps at {steps / timing['step_seconds']:.0f} tokens/s")
+        parts.append(f"{counted(steps, 'step')} at {steps / timing['step_seconds']:.0f} tokens/s")
     parts.append(f"ended: {stream.reason}")
     return "; ".join(parts)

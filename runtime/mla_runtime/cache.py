@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_runtime.errors import CapacityError
+from mla_runtime.wording import counted
 
 Int64 = npt.NDArray[np.int64]
 _STEP = 64
@@ -33,8 +34,8 @@ class Lengths:
         for index, (have, more) in enumerate(zip(self._rows.tolist(), new, strict=True)):
             if have + more > self.limit:
                 msg = (
-                    f"sequence {index}: {have} rows in the cache and {more} "
-                    f"new ones pass the {self.limit} rows "
+                    f"sequence {index}: {counted(have, 'row')} in the cache and {more} "
+                    f"new pass the {counted(self.limit, 'row')} "
                 )
                 raise CapacityError(
                     msg + "of this session; shorten the prompt or open it with a larger max_context"

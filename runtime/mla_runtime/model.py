@@ -15,6 +15,7 @@ from mla_runtime.integrity import OnBytes
 from mla_runtime.sampling import Sampling
 from mla_runtime.session import Session, context_limit
 from mla_runtime.text import Text, load_text
+from mla_runtime.wording import counted
 
 Prompt = str | Sequence[int]
 GREEDY = Sampling()
@@ -131,8 +132,8 @@ class Model:
     def _capacity(self, prompts: Sequence[Sequence[int]], max_context: int | None) -> int:
         capacity = context_limit(self.bundle, max_context)
         if (longest := max(map(len, prompts))) > capacity:
-            msg = f"a prompt of {longest} tokens passes the {capacity} rows of the context; "
-            raise CapacityError(msg + "shorten it, or take a larger max_context")
+            msg = f"a prompt of {counted(longest, 'token')} passes the {counted(capacity, 'row')} of the "
+            raise CapacityError(msg + "context; shorten it, or take a larger max_context")
         return capacity
 
     def _decode(self) -> Callable[[Sequence[int]], str] | None:

@@ -13,6 +13,7 @@ from mla_runtime.bundle import Bundle
 from mla_runtime.cache import Lengths
 from mla_runtime.errors import CapacityError, InputError, NumericsError, SessionError
 from mla_runtime.manifest import Phase
+from mla_runtime.wording import counted
 
 
 def context_limit(bundle: Bundle, max_context: int | None) -> int:
@@ -196,7 +197,9 @@ class Session:
 
     def _check_count(self, count: int, where: str) -> None:
         if count != self.batch:
-            raise InputError(f"{where}: {count} sequences given to a session with a batch of {self.batch}")
+            raise InputError(
+                f"{where}: {counted(count, 'sequence')} given to a session with a batch of {self.batch}"
+            )
 
     def _check_ids(self, ids: Sequence[int], where: str) -> None:
         for place, token in enumerate(ids):

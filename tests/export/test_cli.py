@@ -24,6 +24,7 @@ from mla_export.commands import tables
 from mla_export.commands.bench import Plan
 from mla_runtime import errors
 from tests.checkpoints import make_checkpoint
+from tests.export.blocked import MAKING, blocked
 from tests.quick_trace import quick_tracing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +153,9 @@ def test_run_on_ids(bundle: Path, capsys: pytest.CaptureFixture[str]):
     printed = capsys.readouterr()
     assert printed.out == ",".join(map(str, found["ids"])) + "\n"
     assert "prompt 3 tokens in" in printed.err
+    assert "3 steps at" in printed.err or found["reason"] == "stop"
+    assert main(["run", str(bundle), "--ids", "5", "--max-tokens", "1"]) == 0
+    assert capsys.readouterr().err.startswith("prompt 1 token in")
     assert main([*words, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -281,25 +285,6 @@ def test_verify_against_the_checkpoint(bundle: Path, checkpoint: Path, capsys: p
     assert "passed" in capsys.readouterr().out
 
 
-def blocked(names: set[str], *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in an interpreter in which some packages cannot be imported."""
-    code = (
-        "import sys\n"
-        "class Block:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] in {names!r}: raise ImportError(name + ' is blocked')\n"
-        "sys.meta_path.insert(0, Block())\n"
-        "from mla_export.cli import main\n"
-        f"sys.exit(main({list(words)!r}))\n"
-    )
-    paths = os.pathsep.join(str(ROOT / part) for part in ("", "graphs", "runtime"))
-    env = {**os.environ, "PYTHONPATH": paths}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
-
-
-MAKING = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors"}
-
-
 def test_inspect_works_without_torch(checkpoint: Path, bundle: Path):
     for path in (checkpoint, checkpoint / "config.json", bundle):
         done = blocked(MAKING | {"onnxruntime"}, "inspect", str(path))
@@ -316,21 +301,6 @@ def test_run_and_bench_work_without_torch(bundle: Path):
 def test_verify_without_a_checkpoint_works_without_torch(bundle: Path):
     done = blocked(MAKING, "verify", str(bundle))
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("missing", "named", "extras"),
-    [
-        ({"torch"}, "torch is", "export"),
-        ({"torch", "transformers"}, "torch and transformers are", "export,verify"),
-        (MAKING | {"onnxruntime"}, "onnxruntime and torch and transformers are", "cpu,export,verify"),
-    ],
-)
-def test_verify_names_all_that_is_missing_before_it_works(missing: set[str], named: str, extras: str):
-    # neither folder is there: what is missing is said first
-    done = blocked(missing, "verify", "bundle", "--checkpoint", "model")
-    message = f"mla-export: {named} not installed; try: pip install 'mla-export[{extras}]'\n"
-    assert (done.returncode, done.stderr) == (3, message)
 
 
 def test_a_reader_that_leaves_is_no_error(bundle: Path):

@@ -297,7 +297,7 @@ def test_values_that_are_not_finite_are_refused_on_reading(
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(path).read(NORM)
     assert str(caught.value) == (
-        f"{path / 'model.safetensors'}: {NORM} has 1 values that are not finite; the checkpoint is damaged"
+        f"{path / 'model.safetensors'}: {NORM} has 1 value not finite; the checkpoint is damaged"
     )
 
 
@@ -385,5 +385,5 @@ def test_a_scale_that_is_not_finite_is_refused_on_reading(fp8: Path) -> None:
     tensors = read_tensors(fp8)
     tensors[f"{WEIGHT}_scale_inv"][0, 0] = float("inf")
     write_tensors(fp8, tensors)
-    with pytest.raises(CheckpointError, match="values that are not finite; the checkpoint is damaged"):
+    with pytest.raises(CheckpointError, match="values not finite; the checkpoint is damaged"):
         Checkpoint.open(fp8).read(WEIGHT)

@@ -128,7 +128,7 @@ def test_empty_prompts_and_wrong_counts_are_refused() -> None:
     s, backend = session(batch=2)
     with pytest.raises(InputError, match="the prompt of sequence 1 is empty"):
         s.prefill([[1], []])
-    with pytest.raises(InputError, match="1 sequences given to a session with a batch of 2"):
+    with pytest.raises(InputError, match="1 sequence given to a session with a batch of 2"):
         s.prefill([[1]])
     with pytest.raises(InputError, match="sequence 0 is empty; prefill its prompt first"):
         s.step([1, 2])
@@ -139,11 +139,11 @@ def test_empty_prompts_and_wrong_counts_are_refused() -> None:
 
 def test_the_cache_never_wraps() -> None:
     s, backend = session(batch=2, limit=5)
-    with pytest.raises(CapacityError, match="sequence 1: 0 rows in the cache and 6 new ones pass the 5 rows"):
+    with pytest.raises(CapacityError, match="sequence 1: 0 rows in the cache and 6 new pass the 5 rows"):
         s.prefill([[1], [1] * 6])
     assert backend.calls == []
     s.prefill([[1], [1] * 5])
-    with pytest.raises(CapacityError, match="sequence 1: 5 rows in the cache and 1 new ones"):
+    with pytest.raises(CapacityError, match="sequence 1: 5 rows in the cache and 1 new pass"):
         s.step([2, 2])
     assert np.array_equal(s.step([2, None])[0], logits_of([1, 2]))
     assert s.lengths == (2, 5)
