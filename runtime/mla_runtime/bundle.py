@@ -46,6 +46,10 @@ class Bundle:
             raise BundleError(
                 f"{root}: not a folder; give the folder of a bundle, the one that holds {MANIFEST}"
             )
+        if (root / "config.json").is_file() and not (root / MANIFEST).exists():
+            raise BundleError(
+                f"{root}: is a checkpoint, not a bundle; export it first: mla-export export {root} BUNDLE"
+            )
         raw = read_json(guarded(root, MANIFEST, str(root), BundleError))
         manifest = parse(raw, str(root / MANIFEST))
         paths = {

@@ -67,6 +67,13 @@ def test_no_bundle(tmp_path: Path) -> None:
     refused(tmp_path, f"{tmp_path}: 'bundle.json' is missing")
 
 
+def test_a_checkpoint_is_to_be_exported_first(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")  # beside a manifest it is one file more
+    Bundle.open(folder)
+    (folder / "bundle.json").unlink()
+    refused(folder, f"{folder}: is a checkpoint, not a bundle; export it first: mla-export export {folder} B")
+
+
 def test_a_newer_format(folder: Path) -> None:
     # a newer format may have other keys and no digest: it must still be told apart
     (folder / "bundle.json").write_text(json.dumps({"format": 2, "something": "new"}))
