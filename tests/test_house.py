@@ -200,6 +200,14 @@ def test_every_marker_is_used():
         assert any(f"pytest.mark.{name}" in text for text in texts), f"no test is {name}"
 
 
+def test_git_ignores_what_a_killed_export_leaves():
+    code = (ROOT / "mla_export" / "publish.py").read_text(encoding="utf-8")
+    kinds = set(re.findall(r"\.\{out\.name\}\.(\w+)-", code))
+    assert kinds == {"staging", "replaced"}
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {f".*.{kind}-*/" for kind in kinds} <= set(ignored)
+
+
 def test_help_names_every_target():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     (targets,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)

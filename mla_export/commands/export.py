@@ -36,6 +36,11 @@ def run(args: argparse.Namespace) -> int:
         f"cache a token and layer: {cache} ({bundle.manifest.precision['cache']})",
         soft_wrap=True,
     )
+    if bundle.text.tokenizer is None:
+        console().print(
+            "no tokenizer: the checkpoint has no tokenizer.json; `run` takes --ids alone with this bundle",
+            soft_wrap=True,
+        )
     return 0
 
 

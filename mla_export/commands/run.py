@@ -8,13 +8,14 @@ import time
 
 from mla_export.commands.opening import open_model
 from mla_export.commands.tables import print_json
+from mla_export.extras import not_installed
 from mla_runtime import Model, Sampling, Stream
 from mla_runtime.errors import InputError
 from mla_runtime.wording import counted
 
 
 def run(args: argparse.Namespace) -> int:
-    """Continue the prompt that `args` gives; text on stdout, or ids where the bundle has no tokenizer."""
+    """Continue the prompt that `args` gives; text on stdout, or ids where there is no tokenizer."""
     sampling = Sampling(
         temperature=args.temperature,
         top_k=args.top_k,
@@ -25,15 +26,16 @@ def run(args: argparse.Namespace) -> int:
     )
     with open_model(args) as model:
         prompt = _prompt(args, model)
-        in_words = model.text is not None
         with model.generate(prompt, max_tokens=args.max_tokens, sampling=sampling, stop=args.stop) as stream:
+            if model.bundle.text.tokenizer is not None and not stream.in_words and not args.quiet:
+                sys.stderr.write(f"ids are shown: {not_installed(['tokenizers'])}\n")
             if args.json:
                 timing = _follow(stream, None)
                 print_json(
                     {
                         "prompt_ids": prompt,
                         "ids": stream.ids,
-                        "text": stream.text if in_words else None,
+                        "text": stream.text if stream.in_words else None,
                         "reason": stream.reason,
                         **timing,
                     }
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
                 return 0
             if args.prompt is not None:
                 _write(args.prompt)
-            timing = _follow(stream, "text" if in_words else "ids")
+            timing = _follow(stream, "text" if stream.in_words else "ids")
             _write("\n")
     if not args.quiet:
         sys.stderr.write(_summary(len(prompt), stream, timing) + "\n")

@@ -67,6 +67,11 @@ class Row:
         self._words = None if decode is None else Detokenizer(decode, prompt)
         self._stops = StopStrings(limits.stop)
 
+    @property
+    def in_words(self) -> bool:
+        """Whether there is a tokenizer to make text of the ids."""
+        return self._words is not None
+
     def take(self, logits: Logits) -> Token:
         """Choose the next id from `logits` [V]; sets `reason` where it is the last."""
         chosen = self._sampler.pick(logits, self._seen)
@@ -120,6 +125,11 @@ class Stream(Iterator[Token]):
     def reason(self) -> Reason | None:
         """`stop`, `length` or `capacity` once the stream is over, None before and after an early `close`."""
         return self._row.reason
+
+    @property
+    def in_words(self) -> bool:
+        """Whether tokens have text: the bundle has a tokenizer, and the package for it is installed."""
+        return self._row.in_words
 
     @property
     def ids(self) -> list[int]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from mla_runtime import backends
 from mla_runtime.backends.base import Backend
 from mla_runtime.bundle import Bundle
-from mla_runtime.errors import CapacityError, InputError
+from mla_runtime.errors import BackendError, CapacityError, InputError
 from mla_runtime.generate import Completion, Limits, Row, Stream, complete
 from mla_runtime.integrity import OnBytes
 from mla_runtime.sampling import Sampling
@@ -64,7 +64,9 @@ class Model:
         stop_ids: Sequence[int] | None = None,
         max_context: int | None = None,
     ) -> Stream:
-        """Stream tokens that continue `prompt`, a text or ids.
+        """Stream tokens that continue `prompt`, a text or ids. Tokens have no text without a tokenizer.
+
+        Ids without `stop` need no package `tokenizers`; where it is missing, it is as without a tokenizer.
 
         Ends at `max_tokens` (reason `length`), before one of the `stop` strings or at one of
         `stop_ids` (reason `stop`; None takes the bundle's), or when the context is full (`capacity`).
@@ -72,7 +74,7 @@ class Model:
         ids = self._ids(prompt)
         limits = self._limits(max_tokens, stop, stop_ids)
         capacity = self._capacity([ids], max_context)
-        row = Row(ids, sampling, limits, capacity, self._decode())
+        row = Row(ids, sampling, limits, capacity, self._decode(stop))
         return Stream(lambda: self.session(1, min(capacity, len(ids) + max_tokens)), ids, row)
 
     def complete(
@@ -96,7 +98,8 @@ class Model:
         capacity = self._capacity(rows_ids, max_context)
         # Rows past what they can use would only make the shown cache wider.
         longest = min(capacity, max(map(len, rows_ids)) + max_tokens)
-        rows = [Row(ids, sampling, limits, capacity, self._decode()) for ids in rows_ids]
+        decode = self._decode(stop)
+        rows = [Row(ids, sampling, limits, capacity, decode) for ids in rows_ids]
         with self.session(len(rows), longest) as session:
             return complete(session, rows_ids, rows)
 
@@ -136,5 +139,10 @@ class Model:
             raise CapacityError(msg + "context; shorten it, or take a larger max_context")
         return capacity
 
-    def _decode(self) -> Callable[[Sequence[int]], str] | None:
-        return None if self.text is None else self.text.decode
+    def _decode(self, stop: Sequence[str]) -> Callable[[Sequence[int]], str] | None:
+        try:
+            return None if self.text is None else self.text.decode
+        except BackendError:  # the package is not there, which only words need
+            if stop:
+                raise
+            return None

@@ -205,9 +205,10 @@ class Session:
         for place, token in enumerate(ids):
             # A bool is an int to Python, and True as token 1 is never what was meant.
             if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
-                raise InputError(f"{where}: id {place} is {token!r}, not an integer")
+                raise InputError(f"{where}: token {place} is {token!r}; give an integer, its id")
             if not 0 <= token < self._vocab:
-                raise InputError(f"{where}: id {place} is {token}, outside the vocabulary [0, {self._vocab})")
+                msg = f"{where}: token {place} has the id {token}, outside the vocabulary [0, {self._vocab})"
+                raise InputError(f"{msg}; give ids of this model's tokenizer")
 
     def _enter(self) -> None:
         """Refuse a closed session and any thread but the one that used it first."""

@@ -137,7 +137,7 @@ def test_export_says_what_it_wrote(checkpoint: Path, tmp_path: Path, capsys: pyt
         assert main(["export", str(checkpoint), str(out), "--absorb", "expanded", "--dtype", "fp16"]) == 0
     shown = capsys.readouterr().out
     assert "(deepseek_v3, " in shown
-    assert "cache a token and layer: key [4, 24], value [4, 12] (float16)" in shown
+    assert "cache a token and layer: key [4, 24], value [4, 12] (float16)\nno tokenizer: " in shown
     assert main(["export", str(checkpoint), str(out)]) == 3
     assert "--force" in capsys.readouterr().err
 

@@ -102,11 +102,13 @@ def test_logits_that_are_not_finite_raise_with_the_step_and_do_not_count(poison:
 @pytest.mark.parametrize("bad", [-1, V, 2**63])
 def test_ids_outside_the_vocabulary_never_reach_the_backend(bad: int) -> None:
     s, backend = session(batch=2)
-    with pytest.raises(InputError, match=rf"sequence 1: id 2 is {bad}, outside the vocabulary \[0, {V}\)"):
+    with pytest.raises(InputError, match=rf"sequence 1: token 2 has the id {bad}, .* \[0, {V}\); give"):
         s.prefill([[1], [1, 2, bad]])
     assert backend.calls == []
     s.prefill([[1], [2]])
-    with pytest.raises(InputError, match=f"step: sequence 0: id 0 is {bad}"):
+    with pytest.raises(
+        InputError, match=f"step: sequence 0: token 0 has the id {bad}, outside the vocabulary"
+    ):
         s.step([bad, 1])
     assert len(backend.calls) == 1
 
@@ -114,7 +116,7 @@ def test_ids_outside_the_vocabulary_never_reach_the_backend(bad: int) -> None:
 @pytest.mark.parametrize("bad", [True, 1.0, "1", None])
 def test_ids_are_integers(bad: Any) -> None:
     s, backend = session()
-    with pytest.raises(InputError, match="not an integer"):
+    with pytest.raises(InputError, match="; give an integer, its id"):
         s.prefill([[bad]])
     assert backend.calls == []
 

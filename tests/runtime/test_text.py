@@ -226,3 +226,19 @@ def test_missing_packages_say_what_to_install(
     model = mla_runtime.open(worded)
     with pytest.raises(BackendError, match=f"{package}; install the extra `text`"):
         _ = model.text.chat([])  # type: ignore[union-attr]
+
+
+def test_ids_need_no_tokenizers(worded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mla_runtime.open(worded, threads=1) as model:
+        stream = model.generate([5, 6], max_tokens=4, stop_ids=[])
+        assert "".join(token.text for token in stream) == stream.text != ""
+        assert stream.in_words
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with mla_runtime.open(worded, threads=1) as model:
+        bare = model.generate([5, 6], max_tokens=4, stop_ids=[])
+        assert [(token.id, token.text) for token in bare] == [(id_, "") for id_ in stream.ids]
+        assert not bare.in_words
+        assert model.complete([[5, 6]], max_tokens=4, stop_ids=[])[0].ids == tuple(stream.ids)
+        for call in (lambda: model.generate("ab"), lambda: model.generate([5], stop=["a"])):
+            with pytest.raises(BackendError, match="install the extra `text`, or give ids"):
+                call()
