@@ -27,6 +27,12 @@ __all__ = ["Checkpoint", "TensorInfo"]
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CHUNK = 1 << 24
+# what `mla_export.text_files` reads beside config.json, and a bundle carries in one form or another
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+GENERATION_CONFIG = "generation_config.json"
+TEXT_FILES = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, GENERATION_CONFIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +95,17 @@ class Checkpoint:
         return all(x == y for x, y in zip(_chunks(a), _chunks(b), strict=True))
 
     def hashes(self, on_bytes: Callable[[int], None] | None = None) -> dict[str, str]:
-        """Hash config.json and every shard: file name -> SHA-256; `on_bytes` hears of each piece's size."""
-        files = {info.file for info in self.tensors.values()}
-        return {file.name: sha256(file, on_bytes) for file in [self.path / "config.json", *sorted(files)]}
+        """Hash the `files`: name -> SHA-256; `on_bytes` hears of each piece's size.
+
+        Raises CheckpointError for a link that leads out of the folder.
+        """
+        return {file.name: sha256(file, on_bytes) for file in self.files()}
+
+    def files(self) -> list[Path]:
+        """Give what a bundle is made of: config.json, the shards, and of `TEXT_FILES` what is there."""
+        texts = [name for name in TEXT_FILES if (self.path / name).exists()]
+        shards = sorted({info.file for info in self.tensors.values()})
+        return [self.path / "config.json", *shards, *(_file(self.path, name) for name in texts)]
 
     def _load(self, info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
         import torch

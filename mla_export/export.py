@@ -82,7 +82,8 @@ def export(
             model = lower(assemble(geometry, absorb, real, phase, traced, weights, WEIGHTS), TARGET, phase)
             (staging / file).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
         text.write(staging)
-        with progress.task("hashing the source", _size(source), "bytes") as advance:
+        size = sum(file.stat().st_size for file in source.files())
+        with progress.task("hashing the source", size, "bytes") as advance:
             hashes = source.hashes(advance)
         manifest = Manifest(
             name=source.path.resolve().name,
@@ -118,7 +119,3 @@ def _canary(staging: Path) -> Canary:
     """Record the canary. The files were hashed as they were written, so not again here."""
     bundle = Bundle.open(staging)
     return canary.record(Model(bundle, backends.load("ort:cpu", bundle, None)))
-
-
-def _size(source: Checkpoint) -> int:
-    return sum(file.stat().st_size for file in {tensor.file for tensor in source.tensors.values()})

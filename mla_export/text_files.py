@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mla_export.checkpoint import GENERATION_CONFIG, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from mla_export.families import text_config
 from mla_runtime.errors import CheckpointError
 from mla_runtime.fields import JSON_CAP, parse_json
 from mla_runtime.paths import guarded
 
-TOKENIZER = "tokenizer.json"
-TEMPLATE = "chat_template.jinja"
 # tokenizer.json of large vocabularies is past the cap of a configuration.
 _TOKENIZER_LIMIT = 100 * 2**20
 
@@ -38,7 +37,7 @@ def read_text_files(source: Path, config: Mapping[str, Any], vocab_size: int) ->
     Raises `CheckpointError` for files that are damaged, too large, or links out of the folder. A
     checkpoint without `tokenizer.json` gives a bundle that runs on ids.
     """
-    settings = _json(source, "tokenizer_config.json")
+    settings = _json(source, TOKENIZER_CONFIG)
     files: dict[str, bytes] = {}
     tokenizer = _bytes(source, TOKENIZER, _TOKENIZER_LIMIT)
     if tokenizer is not None:
@@ -47,7 +46,7 @@ def read_text_files(source: Path, config: Mapping[str, Any], vocab_size: int) ->
     template = _chat_template(source, settings)
     if template is not None:
         files[TEMPLATE] = template.encode()
-    generation = _json(source, "generation_config.json")
+    generation = _json(source, GENERATION_CONFIG)
     text = text_config(config)
     bos = generation.get("bos_token_id", text.get("bos_token_id"))
     stop = generation.get("eos_token_id", text.get("eos_token_id"))

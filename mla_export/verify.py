@@ -101,7 +101,7 @@ def _canary(model: mla_runtime.Model) -> Check:
 def _source(bundle: mla_runtime.Bundle, checkpoint: Checkpoint) -> Check:
     """Compare the checkpoint's hashes with those that were taken when the bundle was made."""
     name = "made from this checkpoint"
-    size = sum(file.stat().st_size for file in {info.file for info in checkpoint.tensors.values()})
+    size = sum(file.stat().st_size for file in checkpoint.files())
     with progress.task("hashing the checkpoint", size, "bytes") as advance:
         found = checkpoint.hashes(advance)
     wanted = bundle.manifest.source

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mla_export.checkpoint import Checkpoint
+from mla_export.checkpoint import TEXT_FILES, Checkpoint
 from mla_export.families import Accounting, account, family_of
 from tests.checkpoints import (
     FAMILIES,
@@ -98,11 +98,16 @@ def test_a_folder_that_is_itself_a_link_is_opened(tmp_path: Path) -> None:
     assert accounting(tmp_path / "link").ignored == {}
 
 
-def test_hashes_are_those_of_config_and_shards(tmp_path: Path) -> None:
+@pytest.mark.parametrize("texts", [(), ("tokenizer.json", "chat_template.jinja"), TEXT_FILES], ids=str)
+def test_hashes_are_those_of_config_shards_and_text_files(texts: tuple[str, ...], tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, "youtu", shards=2)
+    for name in TEXT_FILES:
+        (path / name).unlink(missing_ok=True)
+    for name in (*texts, "README.md"):
+        (path / name).write_text(name)
     heard: list[int] = []
     hashes = Checkpoint.open(path).hashes(heard.append)
-    files = [path / "config.json", *path.glob("*.safetensors")]
+    files = [path / "config.json", *path.glob("*.safetensors"), *(path / name for name in texts)]
     assert hashes == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     assert sum(heard) == sum(file.stat().st_size for file in files)
 

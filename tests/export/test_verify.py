@@ -13,6 +13,7 @@ import pytest
 
 import mla_export
 import mla_runtime
+from mla_export.checkpoint import TEXT_FILES, Checkpoint
 from mla_export.commands.tables import console
 from mla_export.commands.verify import render
 from mla_export.compare import Budget, Comparison, Errors, Greedy
@@ -127,11 +128,18 @@ def test_another_checkpoint_fails_and_is_not_compared(tmp_path, bundle):
     assert report.comparisons == ()
 
 
+@pytest.mark.parametrize("name", TEXT_FILES)
+def test_every_text_file_of_the_checkpoint_is_part_of_what_was_exported(tmp_path, checkpoint, bundle, name):
+    changed = shutil.copytree(checkpoint, tmp_path / "changed")
+    (changed / name).write_text('{"version": "9"}')
+    report = mla_export.verify(bundle, changed, prompts=PROMPTS, steps=2)
+    assert verdicts(report)["made from this checkpoint"] == "fail"
+    assert f": {name}; nothing was compared" in report.checks[1].found
+
+
 def test_weights_of_another_training_fail_the_numbers(tmp_path, bundle):
     """The manifest lies about its source: only the numbers can tell."""
     other = make_checkpoint(tmp_path / "other", "deepseek_v3", seed=1)
-    from mla_export.checkpoint import Checkpoint
-
     change_manifest(bundle, lambda raw: raw.update(source=Checkpoint.open(other).hashes()))
     report = mla_export.verify(bundle, other, prompts=PROMPTS, steps=2)
     assert verdicts(report)["made from this checkpoint"] == "pass"
