@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import mla_runtime
+from mla_export.cli import main
 from mla_runtime.bundle import Bundle
 from mla_runtime.errors import BundleError
 from mla_runtime.paths import guarded
@@ -170,3 +171,47 @@ def test_files_that_are_read_whole_are_capped(folder: Path, use: str, cap: int) 
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(BundleError, match="is missing or cannot be read"):
         guarded(tmp_path, name, "here", BundleError)
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-2])
+
+
+DAMAGE: list[tuple[int, Callable[[Path], object], str]] = [
+    (0, flip, "weights.data"),
+    (0, flip, "step.onnx"),
+    (1, Path.unlink, "weights.data"),
+    (1, cut, "prompt.onnx"),
+    (2, Path.unlink, "bundle.json"),
+    (2, cut, "bundle.json"),
+    (2, flip, "bundle.json"),
+]
+
+
+@pytest.mark.parametrize(("row", "damage", "name"), DAMAGE)
+def test_exit_codes_of_damaged_bundles_are_those_of_the_docs(
+    row: int,
+    damage: Callable[[Path], object],
+    name: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
+    table = page.read_text(encoding="utf-8").partition("| what is wrong |")[2].splitlines()[2:]
+    verify, decode, inspect = (int(cell.strip()[0]) for cell in table[row].split("|")[2:5])
+    damage(folder / name)
+    path = str(folder)
+    assert main(["verify", path, "--quiet"]) == verify
+    assert ("FAILED" in capsys.readouterr().out) is (verify == 1)
+    assert main(["run", path, "--ids", "1", "--quiet"]) == decode
+    assert main(["bench", path, "--depths", "0", "--quiet"]) == decode
+    if inspect == 0:
+        Bundle.open(folder)  # a handmade bundle has no geometry to inspect
+    else:
+        assert main(["inspect", path]) == inspect
