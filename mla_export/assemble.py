@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 
+from mla_export.plan import Plan
 from mla_export.trace import OPSET, Traced, TracedModel
 from mla_graphs import ops
-from mla_graphs.contract import TensorSpec, contract
-from mla_graphs.geometry import Absorb, Float, Geometry, Phase
+from mla_graphs.contract import TensorSpec
+from mla_graphs.geometry import Geometry, Phase
 
 # Newer than this, and the runtimes of older Pythons and devices do not load the graph.
 IR_VERSION = 10
@@ -35,8 +37,9 @@ class Weight:
         return prod(self.shape) * int(self.dtype.itemsize)
 
 
-def layout(geometry: Geometry, traced: TracedModel) -> list[Weight]:
+def layout(plan: Plan, traced: TracedModel) -> list[Weight]:
     """Give every weight of the model its place in the weights file, in the order of use."""
+    geometry = plan.geometry
     named: list[tuple[str, ir.Value]] = list(traced.prelude.parameters.items())
     for i, kind in enumerate(geometry.layer_kinds):
         named += [
@@ -61,26 +64,20 @@ def _head_name(geometry: Geometry, name: str) -> str:
 
 
 def assemble(
-    geometry: Geometry,
-    absorb: Absorb,
-    dtype: Float,
-    phase: Phase,
-    traced: TracedModel,
-    weights: Sequence[Weight],
-    location: str,
+    plan: Plan, phase: Phase, traced: TracedModel, weights: Sequence[Weight], location: str
 ) -> ir.Model:
     """Join the traced blocks into the model of a phase, in `mla::` operators, with the contract's signature.
 
     Initializers point into the file `location`; no data is read or written here.
     """
     stamp = _Stamp({weight.name: _initializer(weight, location) for weight in weights})
-    signature = contract(geometry, absorb, dtype)
+    geometry, signature = plan.geometry, plan.contract
     inputs = {spec.name: _input(spec) for spec in signature.inputs}
     past = {spec.past.name: _input(spec.past) for spec in signature.cache}
-    first = next(iter(past.values()))
+    shown = past[signature.cache[0].past.name]
     hidden, cos, sin, *masks = stamp(
         traced.prelude,
-        [inputs[name] for name in ("input_ids", "position_ids", "past_lengths", "new_lengths")] + [first],
+        [inputs[name] for name in ("input_ids", "position_ids", "past_lengths", "new_lengths")] + [shown],
         "",
         {},
     )
@@ -103,7 +100,7 @@ def assemble(
         nodes=stamp.nodes,
         initializers=list(stamp.initializers.values()),
         opset_imports={"": OPSET, ops.DOMAIN: ops.VERSION},
-        name=f"{geometry.family}.{absorb}",
+        name=f"{geometry.family}.{plan.absorb}",
     )
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="mla-export")
 
@@ -117,9 +114,7 @@ def _initializer(weight: Weight, location: str) -> ir.Value:
 
 
 def _input(spec: TensorSpec) -> ir.Value:
-    dtype = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[
-        spec.dtype
-    ]
+    dtype = ir.DataType.from_numpy(np.dtype(spec.dtype))
     return ir.Value(name=spec.name, shape=ir.Shape(spec.shape), type=ir.TensorType(dtype))
 
 

@@ -83,7 +83,19 @@ def _export(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["fp32", "fp16"],
         default="fp32",
-        help="of weights, activations and cache (default: %(default)s)",
+        help="of weights and activations (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache",
+        choices=["float", "int8"],
+        default="float",
+        help="latent rows of the cache: as --dtype, or int8 with a scale a token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache-rope",
+        choices=["float", "int8"],
+        default="float",
+        help="rotary keys of the cache: as --dtype, or int8 too (default: %(default)s)",
     )
     parser.add_argument(
         "--max-context", type=COUNT, metavar="N", help="longest context (default: the model's own)"

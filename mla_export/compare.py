@@ -15,6 +15,7 @@ import numpy as np
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Verdict = Literal["pass", "ambiguous", "fail", "skipped"]
+Judged = Literal["largest", "rms", "median"]
 
 # rows behind a router near tie may miss the budget, but their next-token distribution may not move by more
 MAX_KL_BEHIND_TIE = 1e-2
@@ -42,13 +43,15 @@ class Errors:
 class Budget:
     """What a bundle may err, in logits: `factor` times the `peer`'s largest and RMS error.
 
-    The largest error is judged only where `judges_max`: in fp16 it says little.
+    `judges` says by which error of a bundle: the largest and the RMS error; the RMS error alone (in fp16 the
+    largest says little); or the median of the rows' own (where numbers are quantised a routing choice that
+    falls the other way moves its row by more than all rounding, and the bundle's choices are not the peer's).
     """
 
     factor: float
     max_abs: float
     rms: float
-    judges_max: bool
+    judges: Judged
     peer: str
 
 
@@ -122,10 +125,20 @@ def errors(got: Array, want: Array) -> Errors:
     )
 
 
-def budget(peer: Array, want: Array, factor: float, name: str, *, judges_max: bool) -> Budget:
+def budget(peer: Array, want: Array, factor: float, name: str, judges: Judged) -> Budget:
     """Compute the budget from a peer's logits [N, V], on rows where it took the yardstick's experts."""
     found = errors(peer, want)
-    return Budget(factor, factor * found.max_abs, factor * found.rms, judges_max, name)
+    if judges == "median":
+        difference = np.abs(peer.astype(np.float64) - want)
+        largest, rms = float(np.median(difference.max(axis=-1))), _median_rms(difference)
+    else:
+        largest, rms = found.max_abs, found.rms
+    return Budget(factor, factor * largest, factor * rms, judges, name)
+
+
+def _median_rms(difference: Array) -> float:
+    """Give the median of the rows' RMS errors; differences are [N, V]."""
+    return float(np.median(np.sqrt(np.mean(difference**2, axis=-1))))
 
 
 def compare(name: str, got: Array, want: Array, allowed: Budget, behind_tie: Array) -> Comparison:
@@ -140,11 +153,16 @@ def compare(name: str, got: Array, want: Array, allowed: Budget, behind_tie: Arr
         return Comparison(name, nothing, np.inf, 0, "fail")
     found = errors(got, want)
     difference = np.abs(got.astype(np.float64) - want)
-    outside = (difference.max(axis=-1) > allowed.max_abs) & allowed.judges_max
+    outside = (difference.max(axis=-1) > allowed.max_abs) & (allowed.judges == "largest")
     excused = outside & behind_tie & (divergence(got, want) <= MAX_KL_BEHIND_TIE)
     judged = difference[~excused]
-    share = ratio(float(np.sqrt(np.mean(judged**2))), allowed.rms) if len(judged) else np.inf
-    if allowed.judges_max and len(judged):
+    if not len(judged):
+        share = np.inf
+    elif allowed.judges == "median":
+        share = ratio(_median_rms(judged), allowed.rms)
+    else:
+        share = ratio(float(np.sqrt(np.mean(judged**2))), allowed.rms)
+    if allowed.judges == "largest" and len(judged):
         share = max(share, ratio(float(judged.max()), allowed.max_abs))
     verdict: Verdict = "ambiguous" if excused.any() else "pass"
     if share > 1.0 or 2 * excused.sum() > len(got):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
-import torch
 
 from mla_export import canary, progress, publish, weights_file
 from mla_export.assemble import assemble, layout
@@ -15,10 +14,11 @@ from mla_export.families import account, family_of
 from mla_export.manifest import Manifest
 from mla_export.overflow import check_range
 from mla_export.params import Recipes
+from mla_export.plan import Plan
 from mla_export.text_files import read_text_files
 from mla_export.trace import trace
-from mla_graphs.contract import contract
-from mla_graphs.geometry import Absorb, Float, Phase
+from mla_graphs.contract import CacheTypes
+from mla_graphs.geometry import Absorb, Float, Phase, RowType
 from mla_graphs.lowering import lower
 from mla_runtime import backends
 from mla_runtime.bundle import Bundle
@@ -42,13 +42,17 @@ def export(
     *,
     absorb: Absorb = "factored",
     dtype: Literal["fp32", "fp16"] = "fp32",
+    cache: Literal["float", "int8"] = "float",
+    cache_rope: Literal["float", "int8"] = "float",
     max_context: int | None = None,
     chunk: int | None = None,
     force: bool = False,
 ) -> Path:
     """Export the model in the folder `checkpoint` to the bundle `out` and give its path.
 
-    `absorb` chooses the attention's form, `dtype` the type of weights, activations and cache.
+    `absorb` chooses the attention's form, `dtype` the type of weights and activations. The latent rows
+    of the cache are of that type too, or int8 with a scale a token (`cache`), and so are the rotary keys
+    (`cache_rope`, int8 only beside int8 latents).
     `max_context` bounds the positions (default: what the model was made for), `chunk` how many prompt
     tokens go through the graph at once (default: 512, or the context where that is less). An existing
     bundle is replaced only with `force`, and only by a finished one.
@@ -60,6 +64,7 @@ def export(
     if absorb not in ("factored", "merged", "expanded") or dtype not in DTYPES:
         choices = "choose factored, merged or expanded, and fp32 or fp16"
         raise ConfigError(f"absorb {absorb!r}, dtype {dtype!r}: {choices}")
+    rows = _cache_types(absorb, dtype, cache, cache_rope)
     source = Checkpoint.open(checkpoint)
     family = family_of(source.config)
     geometry = family.geometry(source.config, max_context)
@@ -69,17 +74,17 @@ def export(
         raise ConfigError(f"chunk {chunk} is not in 1 … {geometry.max_context}, the context of this export")
     names = account(source, family, geometry).names
     text = read_text_files(source.path, source.config, geometry.vocab_size)
-    real = DTYPES[dtype]
+    plan = Plan(geometry, absorb, DTYPES[dtype], rows, None, TARGET)
     with progress.task("tracing the blocks"):
-        traced = trace(geometry, absorb, real)
-    weights = layout(geometry, traced)
+        traced = trace(plan)
+    weights = layout(plan, traced)
     publish.check_space(target, weights[-1].offset + weights[-1].nbytes + _MARGIN)
     with publish.staged(target, force=force) as staging:
-        recipes = Recipes(geometry, absorb, getattr(torch, real), lambda name: source.read(names[name]))
+        recipes = Recipes(geometry, absorb, plan.torch_dtype, lambda name: source.read(names[name]))
         with progress.task("weights", sum(weight.nbytes for weight in weights), "bytes") as advance:
             written = weights_file.write(staging / WEIGHTS, weights, recipes, advance)
         for phase, file in GRAPHS.items():
-            model = lower(assemble(geometry, absorb, real, phase, traced, weights, WEIGHTS), TARGET, phase)
+            model = lower(assemble(plan, phase, traced, weights, WEIGHTS), TARGET, phase)
             (staging / file).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
         text.write(staging)
         size = sum(file.stat().st_size for file in source.files())
@@ -87,10 +92,7 @@ def export(
             hashes = source.hashes(advance)
         manifest = Manifest(
             name=source.path.resolve().name,
-            geometry=geometry,
-            target=TARGET,
-            absorb=absorb,
-            dtype=real,
+            plan=plan,
             graphs=GRAPHS,
             chunk=chunk,
             text=text.entry,
@@ -99,11 +101,24 @@ def export(
         )
         manifest.write(staging / publish.MANIFEST, None)
         with progress.task("canary"):
-            if real == "float16":
-                check_range(staging / GRAPHS["step"], contract(geometry, absorb, real), geometry.vocab_size)
+            if plan.compute == "float16":
+                check_range(staging / GRAPHS["step"], plan.contract, geometry.vocab_size)
             recorded = _canary(staging)
         manifest.write(staging / publish.MANIFEST, recorded)
     return target
+
+
+def _cache_types(absorb: Absorb, dtype: str, cache: str, cache_rope: str) -> CacheTypes:
+    if cache not in ("float", "int8") or cache_rope not in ("float", "int8"):
+        raise ConfigError(f"cache {cache!r}, cache_rope {cache_rope!r}: choose float or int8")
+    if absorb == "expanded" and "int8" in (cache, cache_rope):
+        raise ConfigError("an int8 cache holds latent rows, which --absorb expanded does not; choose another")
+    if cache_rope == "int8" and cache != "int8":
+        raise ConfigError(
+            "--cache-rope int8 goes with --cache int8: rotary keys are the smaller part of a row"
+        )
+    types: dict[str, RowType] = {"float": DTYPES[dtype], "int8": "int8"}
+    return CacheTypes(types[cache], types[cache_rope])
 
 
 def _described(staging: Path) -> dict[str, FileEntry]:

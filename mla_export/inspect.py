@@ -77,7 +77,7 @@ class Inspection:
                 "target": manifest.target,
                 "opset": manifest.opset,
                 "absorb": manifest.absorb,
-                "precision": dict(manifest.precision),
+                "precision": asdict(manifest.precision),
                 "chunk": self.bundle.chunk,
                 "files": {name: entry.size for name, entry in manifest.files.items()},
                 "cache": [asdict(tensor) for tensor in manifest.cache],

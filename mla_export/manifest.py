@@ -14,9 +14,9 @@ import onnx_ir as ir
 import torch
 
 from mla_export.costs import parameters
+from mla_export.plan import Plan
 from mla_export.trace import OPSET
-from mla_graphs.contract import contract
-from mla_graphs.geometry import Absorb, Float, Geometry, Phase
+from mla_graphs.geometry import Phase
 from mla_runtime.manifest import FORMAT, Canary, FileEntry, digest
 
 
@@ -25,10 +25,7 @@ class Manifest:
     """What an export knows of its bundle; `text` is the entry of that name."""
 
     name: str
-    geometry: Geometry
-    target: str
-    absorb: Absorb
-    dtype: Float
+    plan: Plan
     graphs: Mapping[Phase, str]
     chunk: int
     text: Mapping[str, Any]
@@ -42,8 +39,8 @@ class Manifest:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def _content(self, canary: Canary | None) -> dict[str, Any]:
-        g = self.geometry
-        signature = contract(g, self.absorb, self.dtype)
+        plan, g = self.plan, self.plan.geometry
+        signature = plan.contract
         return {
             "format": FORMAT,
             "generator": {
@@ -60,10 +57,10 @@ class Manifest:
                 "parameters": parameters(g).total,
                 "geometry": dataclasses.asdict(g),
             },
-            "target": self.target,
+            "target": plan.target,
             "opset": OPSET,
-            "absorb": self.absorb,
-            "precision": {"compute": self.dtype, "cache": self.dtype},
+            "absorb": plan.absorb,
+            "precision": dataclasses.asdict(plan.precision),
             "graphs": {
                 "step": {"file": self.graphs["step"]},
                 "prompt": {"file": self.graphs["prompt"], "chunk": self.chunk},

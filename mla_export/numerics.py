@@ -2,7 +2,8 @@
 
 The budget is the error of the plain, unabsorbed layers in the bundle's own precision on the same tokens. In
 fp32 a bundle may have 4 times its largest and RMS error; in fp16 twice its RMS error, since there the largest
-error and single routing choices say little.
+error and single routing choices say little. The peer of a quantised bundle is quantised too, as plainly as
+can be (`mla_export.rounding`), and a bundle may have twice the error of its median row.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mla_export.compare import Budget, Comparison, Greedy, Verdict, budget, compare, greedy, ratio
+from mla_export.compare import Budget, Comparison, Greedy, Judged, Verdict, budget, compare, greedy, ratio
 from mla_export.drive import Drive, Way
-from mla_export.reference import Pass, Precision, Reference, parameters, whole_model
+from mla_export.reference import Lane, Pass, Reference, parameters, whole_model
 from mla_export.report import Check
+from mla_export.rounding import Precision, Rounded, counterpart
 from mla_export.routing import near_ties
 from mla_runtime.errors import BundleError
+from mla_runtime.manifest import Precision as Formats
 from mla_runtime.wording import counted
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 PRECISIONS: dict[str, Precision] = {"float32": "float32", "float16": "float16"}
 FACTORS: dict[Precision, float] = {"float32": 4.0, "float16": 2.0}
+QUANTISED_FACTOR = 2.0
 # a peer further off than this share of the logits' own RMS is broken and measures nothing
 MAX_PEER_ERROR: dict[Precision, float] = {"float32": 1e-3, "float16": 1e-1}
+MAX_QUANTISED_PEER_ERROR = 1.0
 # up to this many parameters (4 GB in fp32) Hugging Face's whole class is loaded too
 WHOLE_CLASS_PARAMETERS = 1_000_000_000
 
@@ -52,25 +57,30 @@ class Ground:
     keep: list[list[int]]
     yardstick: list[Array]
     peer: list[Array]
-    precision: Precision
+    lane: Lane
     behind_tie: list[Array]
     peer_flipped: list[Array]
 
     @classmethod
-    def of(cls, run: Drive, reference: Reference, precision: Precision) -> Ground:
-        """Force every row of a run through the reference, in float64 and in the peer's precision."""
+    def of(cls, run: Drive, reference: Reference, lane: Lane) -> Ground:
+        """Force every row of a run through the reference, in float64 and as the peer computes."""
         keep = positions(run)
-        passes = reference.forward(run.rows, ["float64", precision], keep)
-        triples = list(zip(run.rows, passes["float64"], passes[precision], strict=True))
-        factor = FACTORS[precision]
+        passes = reference.forward(run.rows, ["float64", lane], keep)
+        triples = list(zip(run.rows, passes["float64"], passes[lane], strict=True))
+        factor = QUANTISED_FACTOR if isinstance(lane, Rounded) else FACTORS[lane]
         return cls(
             keep,
             [wide.logits for wide in passes["float64"]],
-            [narrow.logits for narrow in passes[precision]],
-            precision,
+            [narrow.logits for narrow in passes[lane]],
+            lane,
             [from_first(len(r), _ties(reference, a, b, factor)) for r, a, b in triples],
             [from_first(len(r), _flips(a, b)) for r, a, b in triples],
         )
+
+    @property
+    def factor(self) -> float:
+        """Give how many times the peer's error a bundle may have."""
+        return QUANTISED_FACTOR if isinstance(self.lane, Rounded) else FACTORS[self.lane]
 
     def at(self, logits: Sequence[Array], way: Way) -> Array:
         """Take from logits [n, V] a row those at the positions of a way."""
@@ -78,7 +88,8 @@ class Ground:
 
     def budget(self) -> Budget:
         """Compute what the peer's own error allows. In fp32 only where it took the yardstick's experts."""
-        strict = self.precision == "float32"
+        strict = self.lane == "float32"
+        judges: Judged = "largest" if strict else "median" if isinstance(self.lane, Rounded) else "rms"
         clean = [
             ~(flipped[kept] & strict) for flipped, kept in zip(self.peer_flipped, self.keep, strict=True)
         ]
@@ -89,20 +100,20 @@ class Ground:
             np.concatenate([logits[rows] for logits, rows in zip(source, clean, strict=True)])
             for source in (self.peer, self.yardstick)
         )
-        name = f"Hugging Face's layers in {self.precision}"
-        return budget(peer, want, FACTORS[self.precision], name, judges_max=strict)
+        name = self.lane.name if isinstance(self.lane, Rounded) else self.lane
+        return budget(peer, want, self.factor, f"Hugging Face's layers in {name}", judges)
 
 
-def hold(run: Drive, reference: Reference, precision: str) -> Numbers:
+def hold(run: Drive, reference: Reference, formats: Formats) -> Numbers:
     """Judge every way that a bundle was run, and its greedy tokens.
 
     Raises BundleError for a compute precision that has no peer.
     """
-    if precision not in PRECISIONS:
+    if formats.compute not in PRECISIONS:
         raise BundleError(
-            f"compute precision {precision!r} has no peer to verify against; known: {[*PRECISIONS]}"
+            f"compute precision {formats.compute!r} has no peer to verify against; known: {[*PRECISIONS]}"
         )
-    ground = Ground.of(run, reference, PRECISIONS[precision])
+    ground = Ground.of(run, reference, counterpart(formats) or PRECISIONS[formats.compute])
     allowed = ground.budget()
     checks = (_peer_check(ground, allowed), _whole_class(run, reference, ground, allowed))
     return Numbers(checks, allowed, comparisons(run, ground, allowed), greedy_tokens(run, ground, allowed))
@@ -144,7 +155,7 @@ def _peer_check(ground: Ground, allowed: Budget) -> Check:
     """Refuse a budget that a broken reference would make wide."""
     logits = np.concatenate(ground.yardstick)
     share = ratio(allowed.rms / allowed.factor, float(np.sqrt(np.mean(logits**2))))
-    limit = MAX_PEER_ERROR[ground.precision]
+    limit = MAX_QUANTISED_PEER_ERROR if isinstance(ground.lane, Rounded) else MAX_PEER_ERROR[ground.lane]
     flips = sum(int(flipped.any()) for flipped in ground.peer_flipped)
     found = f"{allowed.peer}: RMS error {share:.1e} of the logits' RMS, {limit:.0e} allowed"
     if flips:
@@ -160,14 +171,14 @@ def _whole_class(run: Drive, reference: Reference, ground: Ground, allowed: Budg
         return Check(name, "skipped", f"{count / 1e9:.1f} B parameters; up to 1 B are loaded at once")
     if config.get("model_type") != reference.geometry.family or "quantization_config" in config:
         return Check(name, "skipped", "transformers does not load this folder as it stands")
-    if ground.precision != "float32":
-        return Check(name, "skipped", "it is a witness in float32, and this bundle computes in float16")
+    if ground.lane != "float32":
+        return Check(name, "skipped", "it is a witness for bundles that are float32 throughout")
     whole = whole_model(reference, run.rows, ground.keep)
     verdicts: list[Verdict] = []
     widest = 0.0
     # both are off by their own rounding: the bundle by what it may, the class by its own, once
     more = 1 + 1 / allowed.factor
-    both = Budget(allowed.factor + 1, allowed.max_abs * more, allowed.rms * more, True, allowed.peer)
+    both = Budget(allowed.factor + 1, allowed.max_abs * more, allowed.rms * more, "largest", allowed.peer)
     for way in run.ways:
         tie = ground.behind_tie[way.prompt][list(way.at)]
         found = compare(name, way.logits, ground.at(whole, way), both, tie)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from torch.overrides import TorchFunctionMode
 from mla_export import progress
 from mla_export.checkpoint import Checkpoint
 from mla_export.families import account, family_of, text_config
+from mla_export.rounding import Precision, Rounded
 from mla_runtime.errors import ConfigError
 
-Precision = Literal["float64", "float32", "float16"]
+Lane = Precision | Rounded  # a way to compute a pass
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 # where transformers keeps each family's classes, and the prefix of their names
@@ -111,14 +112,14 @@ class Reference:
     def forward(
         self,
         rows: Sequence[Sequence[int]],
-        precisions: Sequence[Precision] = ("float32",),
+        precisions: Sequence[Lane] = ("float32",),
         keep: Sequence[Sequence[int]] | None = None,
-    ) -> dict[Precision, list[Pass]]:
-        """Run every row of token ids; each precision gives one Pass a row.
+    ) -> dict[Lane, list[Pass]]:
+        """Run every row of token ids; each of `precisions` gives one Pass a row.
 
         `keep` names the positions of each row whose logits are wanted (default: all).
         """
-        lanes = {p: _Lane(self, p, rows) for p in precisions}
+        lanes = {p: _Passage(self, p, rows) for p in precisions}
         layers = self.geometry.num_hidden_layers
         with progress.task("reference, layer by layer", layers * len(lanes)) as advance:
             for layer in range(layers):
@@ -217,12 +218,14 @@ def _fused(
     return fused
 
 
-class _Lane:
+class _Passage:
     """The hidden states of all rows on their way through the layers, in one precision."""
 
-    def __init__(self, reference: Reference, precision: Precision, rows: Sequence[Sequence[int]]):
+    def __init__(self, reference: Reference, lane: Lane, rows: Sequence[Sequence[int]]):
         self.reference = reference
-        self.precision: Precision = precision
+        self.rounded = lane if isinstance(lane, Rounded) else None
+        self.precision: Precision = lane.precision if isinstance(lane, Rounded) else lane
+        precision = self.precision
         self.routing: list[list[Routing | None]] = [[] for _ in rows]
         with precision_of(precision) as dtype:
             self.rotary = reference.rotary()
@@ -232,7 +235,11 @@ class _Lane:
     def apply(self, index: int, weights: dict[str, torch.Tensor]) -> None:
         """Pass every row through layer `index`."""
         with precision_of(self.precision) as dtype:
+            if self.rounded:
+                weights = {name: self.rounded.weight(name, tensor) for name, tensor in weights.items()}
             module = self.reference.layer(index, weights, dtype)
+            if self.rounded:
+                self.rounded.install(module, self.reference.geometry)
             seen: list[Routing] = []
 
             def watch(_module: nn.Module, _inputs: Any, out: tuple[torch.Tensor, ...]) -> None:

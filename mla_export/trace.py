@@ -15,8 +15,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mla_export.blocks import DecoderLayer, Head, Prelude
-from mla_graphs.contract import contract
-from mla_graphs.geometry import Absorb, Float, Geometry, LayerKind, Phase
+from mla_export.plan import Plan
+from mla_graphs.geometry import LayerKind, Phase
 
 OPSET = 20
 
@@ -119,20 +119,20 @@ def _name_symbols(graph: ir.Graph, shapes: Sequence[tuple[int | str, ...]]) -> N
             )
 
 
-def trace(geometry: Geometry, absorb: Absorb, dtype: Float) -> TracedModel:
+def trace(plan: Plan) -> TracedModel:
     """Trace the prelude, one layer of each kind, and the head: the time does not grow with the layers."""
-    g = geometry
-    real = {"float32": torch.float32, "float16": torch.float16}[dtype]
-    int64 = torch.int64
-    cache = [spec for spec in contract(g, absorb, dtype).cache if spec.layer == 0]
-    past: list[_Input] = [(f"past.{spec.kind}", real, spec.past.shape) for spec in cache]
+    g, real, int64 = plan.geometry, plan.torch_dtype, torch.int64
+    cache = [spec for spec in plan.contract.cache if spec.layer == 0]
+    past: list[_Input] = [
+        (f"past.{spec.kind}", getattr(torch, spec.past.dtype), spec.past.shape) for spec in cache
+    ]
     half = g.qk_rope_head_dim // 2
     # Only the factored form attends to a prompt in another way than to a step.
-    phases: tuple[Phase, ...] = ("step", "prompt") if absorb == "factored" else ("step",)
+    phases: tuple[Phase, ...] = ("step", "prompt") if plan.absorb == "factored" else ("step",)
     with FakeTensorMode():
         prelude = Prelude(g, real)
         layers = {
-            (kind, phase): DecoderLayer(g, kind, absorb, phase, real)
+            (kind, phase): DecoderLayer(plan, kind, phase)
             for kind in sorted(set(g.layer_kinds))
             for phase in phases
         }

@@ -61,7 +61,7 @@ def verify(
     return Report(
         bundle=str(bundle),
         backend=backend,
-        precision=opened.manifest.precision["compute"],
+        precision=opened.manifest.precision.words,
         checkpoint=None if checkpoint is None else str(checkpoint),
         checks=(*checks, *(numbers.checks if numbers else ())),
         budget=numbers.budget if numbers else None,
@@ -132,4 +132,4 @@ def _hold(bundle: mla_runtime.Bundle, checkpoint: Checkpoint, run: Drive) -> Num
     from mla_export.numerics import hold
     from mla_export.reference import Reference
 
-    return hold(run, Reference(checkpoint, bundle.model.max_context), bundle.manifest.precision["compute"])
+    return hold(run, Reference(checkpoint, bundle.model.max_context), bundle.manifest.precision)

@@ -12,7 +12,7 @@ Written to be read: one sequence, no batch, no cache. S tokens, other symbols as
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,12 +139,24 @@ def gate(logits: Array, moe: Moe, correction: Array | None) -> tuple[NDArray[np.
     return chosen, weights * moe.routed_scaling_factor, np.minimum(margin, gap)
 
 
-class Oracle:
-    """A model as its papers write it. `tensors` are the checkpoint's, under their Hugging Face names."""
+def int8_rows(rows: Array) -> Array:
+    """Round each row [S, ·] to 255 levels around zero, as far as its largest magnitude."""
+    scale = np.abs(rows).max(axis=-1, keepdims=True) / 127
+    return np.rint(rows / np.where(scale == 0, 1, scale)) * scale
 
-    def __init__(self, geometry: Geometry, tensors: Mapping[str, NDArray[np.floating]]):
+
+class Oracle:
+    """A model as its papers write it. `tensors` are the checkpoint's, under their Hugging Face names.
+
+    `int8` names what is rounded as an INT8 cache rounds it: "latent", "rope".
+    """
+
+    def __init__(
+        self, geometry: Geometry, tensors: Mapping[str, NDArray[np.floating]], int8: Collection[str] = ()
+    ):
         self.geometry = geometry
         self.tensors = tensors
+        self.int8 = int8
 
     def _tensor(self, name: str) -> Array:
         return np.asarray(self.tensors[name], dtype=np.float64)
@@ -172,11 +184,13 @@ class Oracle:
         down = self._linear(x, f"{name}.kv_a_proj_with_mqa", g.attention_bias)
         c_kv, k_pe = np.split(down, [g.kv_lora_rank], axis=-1)
         c_kv = rms_norm(c_kv, self._tensor(f"{name}.kv_a_layernorm.weight"), g.kv_norm_eps)
+        c_kv = int8_rows(c_kv) if "latent" in self.int8 else c_kv
         kv = self._linear(c_kv, f"{name}.kv_b_proj").reshape(s, g.num_attention_heads, -1)
         k_nope, v = np.split(kv, [g.qk_nope_head_dim], axis=-1)
 
         interleaved = g.rotary.interleaved
         k_pe = rotate(k_pe, cos, sin, interleaved)  # one for all heads
+        k_pe = int8_rows(k_pe) if "rope" in self.int8 else k_pe
         q_pe = rotate(q_pe, cos[:, None], sin[:, None], interleaved)
         shared = np.broadcast_to(k_pe[:, None], (s, g.num_attention_heads, g.qk_rope_head_dim))
         q, k = np.concatenate([q_nope, q_pe], axis=-1), np.concatenate([k_nope, shared], axis=-1)

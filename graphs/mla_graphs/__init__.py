@@ -5,11 +5,12 @@ No torch and no weights are needed here.
 
 from __future__ import annotations
 
-from mla_graphs.contract import CacheSpec, Contract, TensorSpec, contract
+from mla_graphs.contract import CacheSpec, CacheTypes, Contract, TensorSpec, contract
 from mla_graphs.geometry import Geometry, LinearScaling, LongRope, Moe, Rotary, Yarn
 
 __all__ = [
     "CacheSpec",
+    "CacheTypes",
     "Contract",
     "Geometry",
     "LinearScaling",

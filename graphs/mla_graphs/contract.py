@@ -9,10 +9,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mla_graphs.geometry import Absorb, Float, Geometry
+from mla_graphs.geometry import Absorb, Float, Geometry, RowType
 
 Dim = int | str
-RowKind = Literal["latent", "rope", "key", "value"]
+RowKind = Literal["latent", "latent_scale", "rope", "rope_scale", "key", "value"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheTypes:
+    """What the rows of a cache are stored as; `rope` is the rotary key's part.
+
+    An int8 row has a float32 scale of its own: value = code · scale, codes from -127 to 127. Rows of keys
+    and values a head (the expanded form) are floats of the type `latent`.
+    """
+
+    latent: RowType
+    rope: RowType
+
+    def __post_init__(self) -> None:
+        if self.rope == "int8" and self.latent != "int8":
+            raise ValueError("rotary keys are int8 only beside latent rows in int8")
+
+    @classmethod
+    def of(cls, dtype: Float) -> CacheTypes:
+        """Give the types of a cache that is `dtype` throughout."""
+        return cls(dtype, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +69,41 @@ class Contract:
     outputs: tuple[TensorSpec, ...]
 
 
-def _rows(geometry: Geometry, absorb: Absorb) -> dict[RowKind, tuple[tuple[int, ...], str]]:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    dtype: str
+    shape: tuple[int, ...]
+    meaning: str
+
+
+def _rows(geometry: Geometry, absorb: Absorb, types: CacheTypes) -> dict[RowKind, _Row]:
     g = geometry
-    rope = (
-        (g.qk_rope_head_dim,),
-        "rotary key shared by all heads, after rotation, halves order",
-    )
-    if absorb != "expanded":
+    if absorb == "expanded":
+        key = "key a head: nope channels, then the rotated rope channels"
         return {
-            "latent": ((g.kv_lora_rank,), "compressed KV c_kv after its RMSNorm"),
-            "rope": rope,
+            "key": _Row(types.latent, (g.num_attention_heads, g.qk_head_dim), key),
+            "value": _Row(types.latent, (g.num_attention_heads, g.v_head_dim), "value a head"),
         }
+    latent = _Row(types.latent, (g.kv_lora_rank,), "compressed KV c_kv after its RMSNorm")
+    rope = _Row(
+        types.rope, (g.qk_rope_head_dim,), "rotary key shared by all heads, after rotation, halves order"
+    )
+    return {**_scaled("latent", "latent_scale", latent), **_scaled("rope", "rope_scale", rope)}
+
+
+def _scaled(kind: RowKind, scale_kind: RowKind, row: _Row) -> dict[RowKind, _Row]:
+    """Give a row, and behind it the scale that an int8 row has."""
+    if row.dtype != "int8":
+        return {kind: row}
+    codes = _Row("int8", row.shape, f"{row.meaning}, as codes of -127 to 127: value = code · {scale_kind}")
     return {
-        "key": (
-            (g.num_attention_heads, g.qk_head_dim),
-            "key a head: nope channels, then the rotated rope channels",
-        ),
-        "value": ((g.num_attention_heads, g.v_head_dim), "value a head"),
+        kind: codes,
+        scale_kind: _Row("float32", (), f"scale of the row in {kind}: its largest magnitude / 127"),
     }
 
 
-def contract(geometry: Geometry, absorb: Absorb, cache_dtype: Float) -> Contract:
-    """Give the contract of `geometry` in the attention form `absorb` with a cache of `cache_dtype`."""
+def contract(geometry: Geometry, absorb: Absorb, types: CacheTypes) -> Contract:
+    """Give the contract of `geometry` in the attention form `absorb` with cache rows of `types`."""
     inputs = (
         TensorSpec("input_ids", "int64", ("B", "S")),
         TensorSpec("position_ids", "int64", ("B", "S")),
@@ -81,11 +115,11 @@ def contract(geometry: Geometry, absorb: Absorb, cache_dtype: Float) -> Contract
         CacheSpec(
             layer=layer,
             kind=kind,
-            past=TensorSpec(f"past.{layer}.{kind}", cache_dtype, ("B", "T", *shape)),
-            present=TensorSpec(f"present.{layer}.{kind}", cache_dtype, ("B", "S", *shape)),
-            row=row,
+            past=TensorSpec(f"past.{layer}.{kind}", row.dtype, ("B", "T", *row.shape)),
+            present=TensorSpec(f"present.{layer}.{kind}", row.dtype, ("B", "S", *row.shape)),
+            row=row.meaning,
         )
         for layer in range(geometry.num_hidden_layers)
-        for kind, (shape, row) in _rows(geometry, absorb).items()
+        for kind, row in _rows(geometry, absorb, types).items()
     )
     return Contract(inputs, cache, (TensorSpec("logits", "float32", ("N", geometry.vocab_size)),))

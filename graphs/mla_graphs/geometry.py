@@ -13,6 +13,18 @@ LayerKind = Literal["dense", "moe"]
 Absorb = Literal["factored", "merged", "expanded"]
 Phase = Literal["step", "prompt"]
 Float = Literal["float32", "float16"]
+RowType = Literal["float32", "float16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Weights stored as integers of `bits`, a scale for each `group` of a row's inputs; symmetric.
+
+    value = (code - 2^(bits-1)) · scale, codes unsigned; the last group of a row may be padded.
+    """
+
+    bits: Literal[4, 8]
+    group: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ VERSION = 1
 class Operator:
     """Signature and meaning of one operator; `name` is implied in `attributes`.
 
-    An input written `bias?` may be absent.
+    An input written `bias?` may be absent, with all that follow it.
     """
 
     op_type: str
@@ -90,11 +90,16 @@ _ALL = (
             "split",
             "fold",
             "unfold",
+            "past_latent_scale?",
+            "latent_scale?",
+            "past_rope_scale?",
+            "rope_scale?",
         ),
         ("y",),
         ("scale", "heads"),
         "Absorbed attention over past rows [B,T,·] and new rows [B,S,·]: scores = scale · (q_latent · latent "
-        "+ q_rope · rope), softmax over the visible rows in float32, y [B,H,S,C] = probabilities · latent.",
+        "+ q_rope · rope), softmax over the visible rows in float32, y [B,H,S,C] = probabilities · latent. "
+        "Rows with a scale [B,T|S] are int8 codes, and the row is code · scale.",
     ),
     Operator(
         "PromptAttention",
@@ -111,12 +116,24 @@ _ALL = (
             "split",
             "fold",
             "unfold",
+            "past_latent_scale?",
+            "latent_scale?",
+            "past_rope_scale?",
+            "rope_scale?",
         ),
         ("y",),
         ("scale", "heads"),
         "What LatentAttention between two HeadLinear computes, for any number of queries: where there are "
         "enough of them, keys and values a head are rebuilt from the latent rows, which then is less work. "
         "q_nope [B,H,S,P], y [B,H,S,D].",
+    ),
+    Operator(
+        "QuantizeRows",
+        ("x",),
+        ("codes", "scale"),
+        (),
+        "x [B,S,C] as int8 codes of -127 to 127 and a float32 scale a row [B,S]: scale = max |x| / 127, "
+        "codes = round(x / scale), ties to even; a row of zeros has codes of zero.",
     ),
     Operator(
         "HeadAttention",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mla_export.blocks.basic import Linear, RMSNorm, emit, weight
-from mla_graphs.geometry import Absorb, Geometry, Phase
+from mla_export.plan import Plan
+from mla_graphs.geometry import Phase, RowType
 
 
 class Attention(nn.Module):
@@ -17,10 +18,10 @@ class Attention(nn.Module):
     The rotary channels of the weights are in halves order whatever the checkpoint's is.
     """
 
-    def __init__(self, geometry: Geometry, absorb: Absorb, phase: Phase, dtype: torch.dtype) -> None:
+    def __init__(self, plan: Plan, phase: Phase) -> None:
         super().__init__()
-        g = geometry
-        self.geometry, self.absorb, self.phase = g, absorb, phase
+        g, absorb, dtype = plan.geometry, plan.absorb, plan.torch_dtype
+        self.geometry, self.absorb, self.phase, self.cache = g, absorb, phase, plan.cache
         heads = g.num_attention_heads
         if g.q_lora_rank is None:
             self.q_down, self.q_norm = None, None
@@ -50,8 +51,8 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, masks: Sequence[Tensor], past: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """From x [B,S,hidden] give the output [B,S,hidden] and this layer's two new cache rows."""
+    ) -> list[Tensor]:
+        """From x [B,S,hidden] give the output [B,S,hidden] and the new rows of this layer's cache tensors."""
         g = self.geometry
         heads = g.num_attention_heads
         b, s = x.shape[:2]
@@ -64,21 +65,26 @@ class Attention(nn.Module):
         rope = self._rotate("k_rope", rope.unsqueeze(1), cos, sin).squeeze(1)  # [B,S,R]
         if self.absorb == "expanded":
             return self._expanded(q_nope, q_rope, latent, rope, masks, past)
+        rows = [
+            *self._stored("latent", self.cache.latent, latent),
+            *self._stored("rope", self.cache.rope, rope),
+        ]
+        seen, scales = self._seen(past, rows)
         if self.absorb == "factored" and self.phase == "prompt":
             context = emit(
                 "PromptAttention",
-                (q_nope, q_rope, *past, latent, rope, self.w_uk, self.w_uv, masks[0], *masks[2:]),
+                (q_nope, q_rope, *seen, self.w_uk, self.w_uv, masks[0], *masks[2:], *scales),
                 "attention",
                 (x.dtype, (b, heads, s, g.v_head_dim)),
                 scale=g.softmax_scale,
                 heads=heads,
             )[0]
-            return self.o_proj(self._merge("heads_joined", context)), latent, rope
+            return [self.o_proj(self._merge("heads_joined", context)), *rows]
         if self.absorb == "factored":
             q_nope = self._head_linear("absorb_k", q_nope, self.w_uk)  # [B,H,S,C]
         context = emit(
             "LatentAttention",
-            (q_nope, q_rope, *past, latent, rope, masks[0], *masks[2:]),
+            (q_nope, q_rope, *seen, masks[0], *masks[2:], *scales),
             "attention",
             (x.dtype, (b, heads, s, g.kv_lora_rank)),
             scale=g.softmax_scale,
@@ -86,7 +92,25 @@ class Attention(nn.Module):
         )[0]
         if self.absorb == "factored":
             context = self._head_linear("absorb_v", context, self.w_uv)  # [B,H,S,D]
-        return self.o_proj(self._merge("heads_joined", context)), latent, rope
+        return [self.o_proj(self._merge("heads_joined", context)), *rows]
+
+    def _stored(self, name: str, dtype: RowType, rows: Tensor) -> list[Tensor]:
+        """Give new rows [B,S,·] as the cache stores them: floats, or int8 codes and scales [B,S]."""
+        if dtype != "int8":
+            return [rows]
+        results = ((torch.int8, rows.shape), (torch.float32, rows.shape[:2]))
+        return emit("QuantizeRows", (rows,), f"attention.{name}_int8", *results)
+
+    def _seen(self, past: Sequence[Tensor], new: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Sort rows as the operators take them: past latent, past rope, latent, rope; then the scales.
+
+        New rows are attended to as they are stored, so that a prompt in pieces gives what the whole gives.
+        """
+        rope = 2 if self.cache.latent == "int8" else 1
+        seen = [past[0], past[rope], new[0], new[rope]]
+        of_latent = [past[1], new[1]] if self.cache.latent == "int8" else []
+        of_rope = [past[3], new[3]] if self.cache.rope == "int8" else []
+        return seen, [*of_latent, *of_rope]
 
     def _expanded(
         self,
@@ -96,7 +120,7 @@ class Attention(nn.Module):
         rope: Tensor,
         masks: Sequence[Tensor],
         past: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> list[Tensor]:
         g = self.geometry
         heads = g.num_attention_heads
         b, s = latent.shape[:2]
@@ -114,7 +138,7 @@ class Attention(nn.Module):
             (latent.dtype, (b, heads, s, g.v_head_dim)),
             scale=g.softmax_scale,
         )[0]
-        return self.o_proj(self._merge("heads_joined", context)), key, value
+        return [self.o_proj(self._merge("heads_joined", context)), key, value]
 
     def _split(self, name: str, x: Tensor, first: int, second: int) -> list[Tensor]:
         shapes = [(x.dtype, (*x.shape[:-1], size)) for size in (first, second)]

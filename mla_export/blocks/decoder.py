@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from mla_export.blocks.attention import Attention
 from mla_export.blocks.basic import RMSNorm, emit, weight
 from mla_export.blocks.feed_forward import MixtureOfExperts, SwiGLU
-from mla_graphs.geometry import Absorb, Geometry, LayerKind, Phase
+from mla_export.plan import Plan
+from mla_graphs.geometry import Geometry, LayerKind, Phase
 
 
 class Table(nn.Module):
@@ -75,28 +76,24 @@ class Prelude(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer: attention and a feed-forward network, each after its norm, each added to the residual."""
 
-    def __init__(
-        self, geometry: Geometry, kind: LayerKind, absorb: Absorb, phase: Phase, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, plan: Plan, kind: LayerKind, phase: Phase) -> None:
         super().__init__()
-        g = geometry
+        g, dtype = plan.geometry, plan.torch_dtype
         self.scale = g.residual_scale
         self.attention_norm = RMSNorm("attention_norm", g.hidden_size, g.rms_norm_eps, dtype)
-        self.attention = Attention(g, absorb, phase, dtype)
+        self.attention = Attention(plan, phase)
         self.ffn_norm = RMSNorm("ffn_norm", g.hidden_size, g.rms_norm_eps, dtype)
         self.mlp = (
             SwiGLU("mlp", g.hidden_size, g.intermediate_size, dtype, g.mlp_bias) if kind == "dense" else None
         )
         self.moe = MixtureOfExperts(g, g.moe, dtype) if kind == "moe" and g.moe else None
 
-    def forward(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """From hidden [B,S,hidden] give the next hidden and the two new cache rows.
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> list[Tensor]:
+        """From hidden [B,S,hidden] give the next hidden and the new rows of each cache tensor.
 
-        `rest` is what `Visibility` gives, then this layer's two cache tensors.
+        `rest` is what `Visibility` gives, then this layer's cache tensors.
         """
-        masks, past = rest[:-2], rest[-2:]
+        masks, past = rest[:5], rest[5:]
         attended, *rows = self.attention(self.attention_norm(hidden), cos, sin, masks, past)
         hidden = self._add("attention_residual", hidden, attended)
         x = self.ffn_norm(hidden)
@@ -104,7 +101,7 @@ class DecoderLayer(nn.Module):
             x = self.moe(x, masks[1])
         elif self.mlp is not None:
             x = self.mlp(x)
-        return self._add("ffn_residual", hidden, x), rows[0], rows[1]
+        return [self._add("ffn_residual", hidden, x), *rows]
 
     def _add(self, name: str, hidden: Tensor, branch: Tensor) -> Tensor:
         return emit("Residual", (hidden, branch), name, (hidden.dtype, hidden.shape), scale=self.scale)[0]

@@ -19,6 +19,8 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         absorb=args.absorb,
         dtype=args.dtype,
+        cache=args.cache,
+        cache_rope=args.cache_rope,
         max_context=args.max_context,
         chunk=args.chunk,
         force=args.force,
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     console().print(
         f"{path}: {model.name} ({model.family}, {count(model.parameters)} parameters), {args.absorb}, "
         f"{size(bundle.nbytes)} in {seconds:.1f} s\n"
-        f"cache a token and layer: {cache} ({bundle.manifest.precision['cache']})",
+        f"cache a token and layer: {cache}",
         soft_wrap=True,
     )
     if bundle.text.tokenizer is None:
@@ -45,5 +47,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(bundle: Bundle) -> dict[str, str]:
-    """Give what a layer caches of a token: kind -> its shape, as in `latent [512]`."""
-    return {tensor.holds: str(list(tensor.row)) for tensor in bundle.cache if tensor.layer == 0}
+    """Give what a layer caches of a token: kind -> shape and type, as in `latent [512] float32`."""
+    return {
+        tensor.holds: f"{list(tensor.row) or ''} {tensor.dtype}".strip()
+        for tensor in bundle.cache
+        if tensor.layer == 0
+    }

@@ -51,9 +51,7 @@ def show(inspection: Inspection, out: Console) -> None:
         )
     else:
         out.print("Merging makes the attention of this model no heavier.")
-    out.print(
-        "int8: one scale a token, rotary key in fp16; not exported yet, shown to plan with.", style="dim"
-    )
+    out.print("int8: one scale a token, rotary key in fp16.", style="dim")
 
 
 def _kind(inspection: Inspection) -> str:
@@ -61,10 +59,7 @@ def _kind(inspection: Inspection) -> str:
     if bundle is None:
         return {"config": "configuration only", "checkpoint": "checkpoint"}.get(inspection.kind, "")
     manifest = bundle.manifest
-    return (
-        f"bundle ({manifest.absorb}, target {manifest.target}, "
-        f"compute {manifest.precision['compute']}, cache {manifest.precision['cache']})"
-    )
+    return f"bundle ({manifest.absorb}, target {manifest.target}, {manifest.precision.words})"
 
 
 def _facts(inspection: Inspection) -> Iterator[tuple[str, str]]:

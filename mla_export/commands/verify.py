@@ -59,8 +59,8 @@ def _checks(report: Report) -> Table:
 
 
 def _comparisons(report: Report, budget: Budget) -> Table:
-    limits = [f"max {budget.max_abs:.1e}"] if budget.judges_max else []
-    limits.append(f"RMS {budget.rms:.1e}")
+    limits = [f"max {budget.max_abs:.1e}"] if budget.judges == "largest" else []
+    limits.append(f"RMS {budget.rms:.1e}" + (" of the median row" if budget.judges == "median" else ""))
     title = (
         f"Logits ({report.precision}) against {report.checkpoint} in float64\n"
         f"allowed: {', '.join(limits)}, which is {budget.factor:g} × the error of {budget.peer}"

@@ -41,7 +41,7 @@ def check_canary(model: Model) -> CanaryResult:
     if canary is None:
         raise BundleError(f"{model.bundle.path}: the bundle has no canary; export it again")
     scale = max(abs(value) for entry in canary.top for _, value in entry)
-    relative = RELATIVE.get(manifest.precision.get("compute", ""), RELATIVE["float16"])
+    relative = RELATIVE[manifest.precision.compute]
     tolerance = relative * max(scale, 1.0)
     errors: list[float] = []
     with model.session(max_context=len(canary.prompt_ids) + len(canary.top) - 1) as session:

@@ -23,6 +23,8 @@ Dim = int | str
 Phase = Literal["step", "prompt"]
 PHASES: tuple[Phase, ...] = ("step", "prompt")
 FLOATS = ("float32", "float16")
+ROWS = (*FLOATS, "int8")  # what a cache may hold
+WEIGHTS = (*FLOATS, "int8", "int4")
 MAX_RANK = 8
 MAX_TENSORS = 1_000_000
 
@@ -61,6 +63,30 @@ class Graph:
 
     file: str
     chunk: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Types of activations, of weights, and of the latent and rotary rows of the cache.
+
+    `group` is how many int8 or int4 weights share a scale; None for weights in floats.
+    """
+
+    compute: str
+    weights: str
+    group: int | None
+    cache: str
+    rope: str
+
+    @property
+    def words(self) -> str:
+        """Say it in words: `float32`, or `float32, int4 weights in groups of 32, cache int8`."""
+        parts = [self.compute]
+        if self.weights != self.compute:
+            parts.append(f"{self.weights} weights" + (f" in groups of {self.group}" if self.group else ""))
+        if self.cache != self.compute:
+            parts.append(f"cache {self.cache}" + (" with rotary keys" if self.rope == self.cache else ""))
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +138,7 @@ class Manifest:
     target: str
     opset: int
     absorb: str
-    precision: Mapping[str, str]
+    precision: Precision
     graphs: Mapping[str, Graph]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -164,9 +190,7 @@ def parse(raw: Mapping[str, Any], where: str) -> Manifest:
         target=top["target"].text(),
         opset=top["opset"].integer(1, 1000),
         absorb=top["absorb"].one_of("factored", "merged", "expanded"),
-        precision={
-            key: value.one_of(*FLOATS) for key, value in top["precision"].object({"compute", "cache"}).items()
-        },
+        precision=_precision(top["precision"]),
         graphs=_graphs(top["graphs"]),
         inputs=top["inputs"].list(_tensor),
         outputs=top["outputs"].list(_tensor),
@@ -180,6 +204,17 @@ def parse(raw: Mapping[str, Any], where: str) -> Manifest:
 
 def _strings(field: Field) -> dict[str, str]:
     return {key: value.text() for key, value in field.mapping().items()}
+
+
+def _precision(field: Field) -> Precision:
+    f = field.object({"compute", "weights", "group", "cache", "rope"})
+    return Precision(
+        compute=f["compute"].one_of(*FLOATS),
+        weights=f["weights"].one_of(*WEIGHTS),
+        group=f["group"].optional(lambda item: item.integer(1, 2**31)),
+        cache=f["cache"].one_of(*ROWS),
+        rope=f["rope"].one_of(*ROWS),
+    )
 
 
 def _model(field: Field) -> ModelInfo:
@@ -246,7 +281,7 @@ def _cache_tensor(field: Field, layers: int) -> CacheTensor:
         holds=f["holds"].text(),
         past=f["past"].text(),
         present=f["present"].text(),
-        dtype=f["dtype"].one_of(*FLOATS),
+        dtype=f["dtype"].one_of(*ROWS),
         row=row,
         row_format=f["row_format"].text(),
     )

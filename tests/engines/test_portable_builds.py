@@ -33,14 +33,23 @@ def logger():
     return trt.Logger(trt.Logger.ERROR)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# Every family with a cache of floats; rows in int8 with and without int8 rotary keys.
+EXPORTS = {
+    **{family: (family, {}) for family in FAMILIES},
+    "int8 rows": ("deepseek_v3", {"cache": "int8"}),
+    "int8 rows, merged": ("deepseek_v2", {"cache": "int8", "cache_rope": "int8", "absorb": "merged"}),
+}
+
+
+@pytest.fixture(scope="module", params=EXPORTS)
 def bundle(request, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
+    family, options = EXPORTS[request.param]
+    folder = tmp_path_factory.mktemp(family)
     layers = {"num_hidden_layers": 2}
-    if request.param == "glm4_moe_lite":
+    if family == "glm4_moe_lite":
         layers["mlp_layer_types"] = ["dense", "sparse"]
-    source = make_checkpoint(folder / "checkpoint", request.param, **layers)
-    return export(source, folder / "bundle", dtype="fp16", max_context=64, chunk=32)
+    source = make_checkpoint(folder / "checkpoint", family, **layers)
+    return export(source, folder / "bundle", dtype="fp16", max_context=64, chunk=32, **options)
 
 
 def shapes(manifest: dict) -> Iterator[tuple[str, list[int | str]]]:

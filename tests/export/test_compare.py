@@ -19,7 +19,7 @@ from mla_export.compare import (
 )
 
 WANT = np.array([[0.0, 1.0, 2.0], [3.0, 0.0, -1.0], [0.0, 0.0, 5.0], [1.0, 4.0, 0.0]])
-ALLOWED = Budget(factor=4.0, max_abs=0.1, rms=0.05, judges_max=True, peer="p")
+ALLOWED = Budget(factor=4.0, max_abs=0.1, rms=0.05, judges="largest", peer="p")
 FREE = np.zeros(4, dtype=bool)
 TIED = np.ones(4, dtype=bool)
 
@@ -56,7 +56,7 @@ def test_divergence_is_of_distributions():
 
 
 def test_budget_is_a_multiple_of_the_peers_error():
-    found = budget(moved(0.1, 0.0, 0.0, 0.0), WANT, 4.0, "peer", judges_max=True)
+    found = budget(moved(0.1, 0.0, 0.0, 0.0), WANT, 4.0, "peer", "largest")
     assert found.max_abs == pytest.approx(0.4)
     assert found.rms == pytest.approx(0.4 / np.sqrt(12))
 
@@ -78,9 +78,18 @@ def test_many_rows_within_the_largest_error_fail_by_rms():
 
 
 def test_the_largest_error_is_not_judged_in_fp16():
-    allowed = Budget(2.0, 0.1, 0.1, judges_max=False, peer="p")
+    allowed = Budget(2.0, 0.1, 0.1, judges="rms", peer="p")
     assert compare("x", moved(0.2, 0.0, 0.0, 0.0), WANT, allowed, FREE).verdict == "pass"
     assert compare("x", moved(0.4, 0.0, 0.0, 0.0), WANT, allowed, TIED).verdict == "fail"
+
+
+def test_of_quantised_bundles_the_median_row_is_judged():
+    peer = moved(0.1, 0.1, 0.1, 5.0)
+    allowed = budget(peer, WANT, 2.0, "peer", "median")
+    assert allowed.max_abs == pytest.approx(0.2)
+    assert compare("x", moved(0.15, 0.1, 9.0, 0.1), WANT, allowed, FREE).verdict == "pass"
+    found = compare("x", moved(0.3, 0.3, 0.3, 0.0), WANT, allowed, FREE)
+    assert (found.verdict, found.would_pass) == ("fail", pytest.approx(3.0))
 
 
 def test_a_row_behind_a_tie_is_ambiguous_if_its_distribution_stays():
@@ -151,7 +160,7 @@ def test_a_limit_of_nothing_allows_nothing(value, limit, share):
 
 
 def test_a_peer_without_any_error_allows_none():
-    exact = budget(WANT, WANT, 4.0, "p", judges_max=True)
+    exact = budget(WANT, WANT, 4.0, "p", "largest")
     found = compare("x", WANT, WANT, exact, FREE)
     assert (found.verdict, found.would_pass) == ("pass", 0.0)
     off = compare("x", moved(0.0, 1e-9, 0.0, 0.0), WANT, exact, FREE)

@@ -18,6 +18,7 @@ from mla_export.checkpoint import Checkpoint
 from mla_export.export import export
 from mla_export.families import account, family_of
 from mla_export.params import Recipes
+from mla_export.plan import Plan
 from mla_export.trace import trace
 from mla_runtime.errors import CheckpointError, ConfigError, ExportError
 from tests.checkpoints import VARIANTS, append_mtp, edit_config, make_checkpoint, read_tensors, write_tensors
@@ -46,7 +47,13 @@ def test_manifest_says_what_is_there(bundle, checkpoint):
     }
     assert manifest["source"] == digests(checkpoint)
     assert manifest["absorb"] == "factored"
-    assert manifest["precision"] == {"compute": "float32", "cache": "float32"}
+    assert manifest["precision"] == {
+        "compute": "float32",
+        "weights": "float32",
+        "group": None,
+        "cache": "float32",
+        "rope": "float32",
+    }
     held = {(row["layer"], row["holds"]): row["row"] for row in manifest["cache"]}
     assert held == {(0, "latent"): [32], (0, "rope"): [8], (1, "latent"): [32], (1, "rope"): [8]}
     assert len(manifest["canary"]["top"]) == 5
@@ -116,8 +123,9 @@ def test_every_weight_has_a_recipe_of_its_shape(name, absorb, tmp_path):
 
     recipes = Recipes(geometry, absorb, torch.float32, reader)
     with quick_tracing():
-        traced = trace(geometry, absorb, "float32")
-    for weight in layout(geometry, traced):
+        plan = Plan.floats(geometry, absorb, "float32")
+        traced = trace(plan)
+    for weight in layout(plan, traced):
         pieces = list(recipes(weight.name))
         assert tuple(torch.cat(pieces).shape) == weight.shape if weight.shape else len(pieces) == 1, (
             weight.name

@@ -22,6 +22,7 @@ from mla_export.numerics import MAX_PEER_ERROR, Ground, hold
 from mla_export.prompts import default_prompts
 from mla_export.report import Report
 from mla_runtime.errors import BundleError, CapacityError, InputError
+from mla_runtime.manifest import Precision as Formats
 from mla_runtime.manifest import digest
 from tests.checkpoints import edit_config, make_checkpoint
 from tests.quick_trace import quick_tracing
@@ -250,14 +251,14 @@ def test_fp16_is_judged_by_the_rms_of_the_plain_model_in_fp16(tmp_path, checkpoi
     assert report.passed
     assert report.precision == "float16"
     assert report.budget is not None
-    assert (report.budget.factor, report.budget.judges_max) == (2.0, False)
+    assert (report.budget.factor, report.budget.judges) == (2.0, "rms")
     assert "float16" in report.budget.peer
     assert verdicts(report)["Hugging Face's whole class"] == "skipped"
 
 
 def test_a_precision_without_a_peer_is_refused(made):
     with pytest.raises(BundleError, match="compute precision 'int3' has no peer"):
-        hold(None, None, "int3")  # type: ignore[arg-type]
+        hold(None, None, Formats("int3", "float32", None, "float32", "float32"))  # type: ignore[arg-type]
 
 
 def test_a_config_of_another_name_is_held_against_the_layers_alone(tmp_path, checkpoint):

@@ -5,13 +5,17 @@ python -m tests.graphs.golden      writes graphs/golden/ again; look at the diff
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import onnx_ir as ir
 
 from mla_export.assemble import assemble, layout
+from mla_export.plan import Plan
 from mla_export.trace import TracedModel, trace
-from mla_graphs.geometry import Absorb, Geometry, Moe, Phase, Rotary
+from mla_graphs.contract import CacheTypes
+from mla_graphs.geometry import Geometry, Moe, Phase, Rotary
 from mla_graphs.lowering import lower
 
 FOLDER = Path(__file__).parents[2] / "graphs" / "golden"
@@ -57,25 +61,33 @@ GEOMETRY = Geometry(
     logit_scale=1.0,
 )
 
-# What is kept: file stem -> form of attention, phase, and whether lowered to `portable`.
-KEPT: dict[str, tuple[Absorb, Phase, bool]] = {
-    "factored.step.mla": ("factored", "step", False),
-    "factored.prompt.mla": ("factored", "prompt", False),
-    "merged.mla": ("merged", "step", False),
-    "expanded.mla": ("expanded", "step", False),
-    "factored.step.portable": ("factored", "step", True),
-    "factored.prompt.portable": ("factored", "prompt", True),
-    "expanded.step.portable": ("expanded", "step", True),
+FACTORED = Plan.floats(GEOMETRY, "factored", "float32")
+MERGED = Plan.floats(GEOMETRY, "merged", "float32")
+EXPANDED = Plan.floats(GEOMETRY, "expanded", "float32")
+INT8_ROWS = dataclasses.replace(FACTORED, cache=CacheTypes("int8", "float32"))
+
+# What is kept: file stem -> plan, phase, and whether lowered to the plan's target.
+KEPT: dict[str, tuple[Plan, Phase, bool]] = {
+    "factored.step.mla": (FACTORED, "step", False),
+    "factored.prompt.mla": (FACTORED, "prompt", False),
+    "merged.mla": (MERGED, "step", False),
+    "expanded.mla": (EXPANDED, "step", False),
+    "factored.step.portable": (FACTORED, "step", True),
+    "factored.prompt.portable": (FACTORED, "prompt", True),
+    "expanded.step.portable": (EXPANDED, "step", True),
+    "factored.int8.step.mla": (INT8_ROWS, "step", False),
+    "factored.int8.step.portable": (INT8_ROWS, "step", True),
+    "factored.int8.prompt.portable": (INT8_ROWS, "prompt", True),
 }
 
+traced = functools.cache(trace)
 
-def build(
-    traced: TracedModel, absorb: Absorb, phase: Phase, *, lowered: bool = True, geometry: Geometry = GEOMETRY
-) -> ir.Model:
-    """Give the assembled model of a phase, by default lowered to `portable`."""
-    weights = layout(geometry, traced)
-    model = assemble(geometry, absorb, "float32", phase, traced, weights, "weights.data")
-    return lower(model, "portable", phase) if lowered else model
+
+def build(plan: Plan, phase: Phase, *, lowered: bool = True, kinds: TracedModel | None = None) -> ir.Model:
+    """Give the assembled model of a phase, by default lowered to its target; `kinds` are its blocks."""
+    kinds = kinds or traced(plan)
+    model = assemble(plan, phase, kinds, layout(plan, kinds), "weights.data")
+    return lower(model, plan.target, phase) if lowered else model
 
 
 def text(model: ir.Model) -> str:
@@ -122,9 +134,8 @@ def _typed(value: ir.Value) -> str:
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    traced = {absorb: trace(GEOMETRY, absorb, "float32") for absorb, _, _ in KEPT.values()}
-    for stem, (absorb, phase, lowered) in KEPT.items():
-        graph = text(build(traced[absorb], absorb, phase, lowered=lowered))
+    for stem, (plan, phase, lowered) in KEPT.items():
+        graph = text(build(plan, phase, lowered=lowered))
         (FOLDER / f"{stem}.txt").write_text(graph, encoding="utf-8")
 
 

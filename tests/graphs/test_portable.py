@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import onnx_ir as ir
 import pytest
 
-from mla_export.trace import trace
+from mla_export.plan import Plan
 from mla_graphs import ops
-from mla_graphs.contract import contract
+from mla_graphs.contract import CacheTypes
 from mla_graphs.lowering import portable
 from tests.graphs import golden
 
@@ -19,10 +18,12 @@ TENSORRT_10_3 = {
     *(
         "Add",
         "And",
+        "Abs",
         "Cast",
         "Concat",
         "Constant",
         "CumSum",
+        "DequantizeLinear",
         "Div",
         "Equal",
         "Expand",
@@ -41,6 +42,7 @@ TENSORRT_10_3 = {
         "Min",
         "Mul",
         "Pow",
+        "QuantizeLinear",
         "Range",
         "ReduceMax",
     ),
@@ -58,9 +60,14 @@ TENSORRT_10_3 = {
     ),
     *("Squeeze", "Sub", "TopK", "Transpose", "Unsqueeze", "Where"),
 }
-FORMS = [(absorb, phase) for absorb in ("factored", "merged", "expanded") for phase in ("step", "prompt")]
-
-traced = functools.cache(lambda absorb, dtype: trace(golden.GEOMETRY, absorb, dtype))
+PLANS = {
+    "factored": golden.FACTORED,
+    "merged": golden.MERGED,
+    "expanded": golden.EXPANDED,
+    "int8 rows": golden.INT8_ROWS,
+    "int8 rows, merged": dataclasses.replace(golden.MERGED, cache=CacheTypes("int8", "int8")),
+}
+FORMS = [(name, phase) for name in PLANS for phase in ("step", "prompt")]
 
 
 def nodes(graph: ir.Graph) -> list[ir.Node]:
@@ -73,43 +80,45 @@ def nodes(graph: ir.Graph) -> list[ir.Node]:
     return found
 
 
-@pytest.mark.parametrize(("absorb", "phase"), FORMS)
-def test_only_standard_operators_that_tensorrt_10_3_lists(absorb, phase):
-    model = golden.build(traced(absorb, "float32"), absorb, phase)
+@pytest.mark.parametrize(("form", "phase"), FORMS)
+def test_only_standard_operators_that_tensorrt_10_3_lists(form, phase):
+    model = golden.build(PLANS[form], phase)
     assert model.ir_version <= 10
     assert dict(model.graph.opset_imports) == {"": 20}
     assert {node.domain for node in nodes(model.graph)} == {""}
     assert {node.op_type for node in nodes(model.graph)} <= TENSORRT_10_3
 
 
-@pytest.mark.parametrize("absorb", ["factored", "merged", "expanded"])
-def test_step_has_no_control_flow(absorb):
-    step = golden.build(traced(absorb, "float32"), absorb, "step")
+@pytest.mark.parametrize("form", PLANS)
+def test_step_has_no_control_flow(form):
+    step = golden.build(PLANS[form], "step")
     assert not {node.op_type for node in nodes(step.graph)} & {"Loop", "If", "Scan", "NonZero"}
-    prompt = golden.build(traced(absorb, "float32"), absorb, "prompt")
+    prompt = golden.build(PLANS[form], "prompt")
     found = [node.op_type for node in nodes(prompt.graph)]
     assert found.count("Loop") == 1  # one layer has experts
-    assert found.count("If") == (2 if absorb == "factored" else 0)  # a layer attends in one of two ways
+    assert found.count("If") == (
+        2 if PLANS[form].absorb == "factored" else 0
+    )  # a layer attends in one of two ways
 
 
-@pytest.mark.parametrize(("absorb", "phase"), FORMS)
-def test_names_are_unique_and_say_where_they_are(absorb, phase):
-    model = golden.build(traced(absorb, "float32"), absorb, phase)
+@pytest.mark.parametrize(("form", "phase"), FORMS)
+def test_names_are_unique_and_say_where_they_are(form, phase):
+    model = golden.build(PLANS[form], phase)
     every = nodes(model.graph)
     names = [node.name for node in every]
     values = [value.name for node in every for value in node.outputs] + list(model.graph.initializers)
     assert len(set(names)) == len(names)
     assert len(set(values)) == len(values)
-    either = (absorb, phase) == ("factored", "prompt")
+    either = (PLANS[form].absorb, phase) == ("factored", "prompt")
     assert ("layers.1.attention.rebuilt.scores" if either else "layers.1.attention.scores") in names
     roots = ("embed", "rotary_rows", "visibility", "layers.0.", "layers.1.", "head.")
     assert [name for name in names if not name.startswith(roots)] == []
 
 
-@pytest.mark.parametrize(("absorb", "phase"), FORMS)
-def test_signature_is_the_contract(absorb, phase):
-    model = golden.build(traced(absorb, "float32"), absorb, phase)
-    expected = contract(golden.GEOMETRY, absorb, "float32")
+@pytest.mark.parametrize(("form", "phase"), FORMS)
+def test_signature_is_the_contract(form, phase):
+    model = golden.build(PLANS[form], phase)
+    expected = PLANS[form].contract
 
     def described(values):
         return [
@@ -128,15 +137,15 @@ def test_layers_are_stamped_not_traced():
     geometry = dataclasses.replace(
         golden.GEOMETRY, num_hidden_layers=4, layer_kinds=("dense", "moe", "moe", "moe")
     )
-    kinds = traced("factored", "float32")
-    two = golden.build(kinds, "factored", "step", lowered=False)
-    four = golden.build(kinds, "factored", "step", lowered=False, geometry=geometry)
+    plan = dataclasses.replace(golden.FACTORED, geometry=geometry)
+    two = golden.build(golden.FACTORED, "step", lowered=False)
+    four = golden.build(plan, "step", lowered=False, kinds=golden.traced(golden.FACTORED))
     moe = [node for node in two.graph if str(node.name).startswith("layers.1.")]
     assert len(list(four.graph)) == len(list(two.graph)) + 2 * len(moe)
 
 
 def test_float16_keeps_norms_scores_and_routing_in_float32():
-    model = golden.build(traced("factored", "float16"), "factored", "step")
+    model = golden.build(Plan.floats(golden.GEOMETRY, "factored", "float16"), "step")
     by_name = {node.name: node for node in model.graph}
     assert (
         by_name["layers.0.attention.softmax"].inputs[0].producer().inputs[1].name.endswith("scores_float32")
@@ -150,9 +159,9 @@ def test_float16_keeps_norms_scores_and_routing_in_float32():
 def test_every_operator_is_used_and_lowered():
     used = {
         node.op_type
-        for absorb, phase, lowered in golden.KEPT.values()
+        for plan, phase, lowered in golden.KEPT.values()
         if not lowered
-        for node in golden.build(traced(absorb, "float32"), absorb, phase, lowered=False).graph
+        for node in golden.build(plan, phase, lowered=False).graph
         if node.domain == ops.DOMAIN
     }
     assert used == set(ops.OPERATORS)

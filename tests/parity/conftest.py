@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def witness(tmp_path_factory) -> Callable[..., Witness]:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory, witness) -> Callable[..., Path]:
-    """Give the bundle of a case in a form of attention, made once."""
+    """Give the bundle of a case in a form of attention, made once; `rows` are options for the cache."""
     made: dict[str, Path] = {}
 
     def get(
@@ -52,15 +52,22 @@ def bundle(tmp_path_factory, witness) -> Callable[..., Path]:
         absorb: str = "factored",
         dtype: str = "fp32",
         max_context: int | None = None,
+        rows: Mapping[str, str] | None = None,
         **overrides: Any,
     ) -> Path:
-        key = repr((case, absorb, dtype, max_context, sorted(overrides.items())))
+        key = repr((case, absorb, dtype, max_context, rows, sorted(overrides.items())))
         if key not in made:
             source = witness(case, max_context, **overrides).path
             out = tmp_path_factory.mktemp("bundle") / absorb
             with quick_tracing():
                 made[key] = export(
-                    source, out, absorb=absorb, dtype=dtype, max_context=max_context, chunk=CHUNK
+                    source,
+                    out,
+                    absorb=absorb,
+                    dtype=dtype,
+                    max_context=max_context,
+                    chunk=CHUNK,
+                    **(rows or {}),
                 )
         return made[key]
 

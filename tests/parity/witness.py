@@ -42,6 +42,10 @@ class Witness:
     def reference(self) -> Reference:
         return Reference(self.checkpoint, self._max_context)
 
+    def int8_oracle(self, *parts: str) -> Oracle:
+        """Give the oracle with these parts of a cache row rounded to int8."""
+        return Oracle(self.geometry, self.tensors, parts)
+
     def layered(self, ids: Sequence[int], precision: Precision) -> Pass:
         return self.reference.forward([ids], [precision])[precision][0]
 

@@ -77,6 +77,10 @@ class Builder:
         """Give a constant int64 scalar."""
         return self._constants(np.array(value, dtype=np.int64))
 
+    def int8(self, value: int) -> ir.Value:
+        """Give a constant int8 scalar."""
+        return self._constants(np.array(value, dtype=np.int8))
+
     def number(self, value: float, dtype: ir.DataType) -> ir.Value:
         """Give a constant scalar of a float type."""
         return self._constants(np.array(value, dtype=dtype.numpy()))

@@ -34,6 +34,7 @@ _TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
     "int64": "tensor(int64)",
+    "int8": "tensor(int8)",
 }
 
 

@@ -47,10 +47,10 @@ class _Buffers:
         random = np.random.default_rng(0)
         for buffer in self._rows:
             # Numbers, not zeros: rows never written share one page, and reading that measures nothing.
-            numbers = random.standard_normal((min(rows, 64), *buffer.shape[2:]), dtype=np.float32)
+            numbers = _stand_in(random, (min(rows, 64), *buffer.shape[2:]), buffer.dtype)
             for start in range(0, rows, 64):
                 count = min(64, rows - start)
-                buffer[:, start : start + count] = numbers[:count].astype(buffer.dtype)
+                buffer[:, start : start + count] = numbers[:count]
 
     def close(self) -> None:
         """Free the buffers."""
@@ -184,6 +184,15 @@ class BucketBuffers(_Buffers):
         for old, new in zip(self._rows, grown, strict=True):
             new[:, :have] = old
         self._rows = grown
+
+
+def _stand_in(random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Draw rows [n, *row]: codes of int8 rows, their scales (which have no axis of their own), or floats."""
+    if dtype == np.int8:
+        return random.integers(-127, 128, shape, dtype=np.int8)
+    if len(shape) == 1:
+        return np.full(shape, 1 / 32, dtype=dtype)
+    return random.standard_normal(shape, dtype=np.float32).astype(dtype)
 
 
 @contextmanager

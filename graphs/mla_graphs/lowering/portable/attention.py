@@ -5,11 +5,14 @@ What a query sees is a selection, not an added bias: 0 · NaN is NaN, and so is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from mla_graphs.lowering.builder import Builder, Call
+from mla_graphs.lowering.portable import int8
+from mla_graphs.lowering.portable.int8 import Stored
 
 Values = list[ir.Value]
 
@@ -22,10 +25,26 @@ _TO_THE_END = 2**31 - 1
 class _Rows:
     """What is attended to: rows of the cache [B,T,·] and the new rows [B,S,·]."""
 
-    past_latent: ir.Value
-    past_rope: ir.Value
-    latent: ir.Value
-    rope: ir.Value
+    past_latent: Stored
+    past_rope: Stored
+    latent: Stored
+    rope: Stored
+
+    @classmethod
+    def of(cls, rows: Sequence[ir.Value], scales: Sequence[ir.Value]) -> _Rows:
+        """Pair past latent, past rope, latent, rope with the scales, as far as there are, in their order."""
+        latent, new_latent, rope, new_rope = (*scales, None, None, None, None)[:4]
+        return cls(*(Stored(*pair) for pair in zip(rows, (latent, rope, new_latent, new_rope), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The type that attention computes in, its softmax scale, H and C."""
+
+    dtype: ir.DataType
+    scale: float
+    heads: int
+    latent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +106,10 @@ def _parts(b: Builder, probabilities: ir.Value, split: ir.Value, axis: int) -> t
 
 
 def _latent_attention(b: Builder, call: Call) -> Values:
-    q_latent, q_rope, past_latent, past_rope, latent, rope, visible, split, fold, unfold = call.inputs
-    rows = _Rows(past_latent, past_rope, latent, rope)
-    masks = _Masks(visible, split, fold, unfold)
-    dtype = call.dtype()
-    scale = b.number(call.number("scale"), dtype)
-    return [
-        _attend_to_latent(
-            b, q_latent, q_rope, rows, masks, scale, dtype, (call.integer("heads"), call.size(2, 2))
-        )
-    ]
+    q_latent, q_rope, *rest = call.inputs
+    rows, masks = _Rows.of(rest[:4], rest[8:]), _Masks(*rest[4:8])
+    form = _Form(call.dtype(), call.number("scale"), call.integer("heads"), call.size(2, 2))
+    return [_attend_to_latent(b, q_latent, q_rope, rows, masks, form)]
 
 
 def _attend_to_latent(
@@ -105,66 +118,73 @@ def _attend_to_latent(
     q_rope: ir.Value,
     rows: _Rows,
     masks: _Masks,
-    scale: ir.Value,
-    dtype: ir.DataType,
-    size: tuple[int, int],
+    form: _Form,
 ) -> ir.Value:
-    """Attend in the latent space, from [B,H,S,C] to the same; `size` is (H, C).
+    """Attend in the latent space, from [B,H,S,C] to the same.
 
     All heads read the same rows, so heads are folded into the queries: one matmul, not one a head.
     """
-    heads, latent_size = size
+    dtype = form.dtype
 
-    def folded(x: ir.Value, name: str) -> ir.Value:  # [B,H,S,·] to [B,H·S,·]
-        return b.op("Reshape", b.op("Mul", x, scale, name=f"{name}_scaled"), masks.fold, name=name)
+    def folded(x: ir.Value, rows: Stored, name: str) -> ir.Value:  # [B,H,S,·] to [B,H·S,·]
+        scale = int8.query_scale(form.scale, dtype) if rows.scale else form.scale
+        return b.op(
+            "Reshape", b.op("Mul", x, b.number(scale, dtype), name=f"{name}_scaled"), masks.fold, name=name
+        )
 
-    def scores(query: ir.Value, rows: ir.Value, name: str) -> ir.Value:
-        return b.op("MatMul", query, b.op("Transpose", rows, perm=[0, 2, 1], name=f"{name}_t"), name=name)
+    def scores(query: ir.Value, rows: Stored, name: str) -> ir.Value:
+        codes = int8.codes(b, rows, dtype, f"{name}_rows")
+        found = b.op("MatMul", query, b.op("Transpose", codes, perm=[0, 2, 1], name=f"{name}_t"), name=name)
+        return int8.scaled_scores(b, found, rows, dtype, name) if rows.scale else found
 
-    q_latent, q_rope = folded(q_latent, "query_latent"), folded(q_rope, "query_rope")
-    past = b.op(
-        "Add",
-        scores(q_latent, rows.past_latent, "past_latent_scores"),
-        scores(q_rope, rows.past_rope, "past_rope_scores"),
-        name="past_scores",
-    )
-    new = b.op(
-        "Add",
-        scores(q_latent, rows.latent, "new_latent_scores"),
-        scores(q_rope, rows.rope, "new_rope_scores"),
-        name="new_scores",
-    )
+    def context(part: ir.Value, rows: Stored, name: str) -> ir.Value:
+        if not rows.scale:
+            return b.op("MatMul", part, rows.rows, name=name)
+        part = int8.scaled_probabilities(b, part, rows, dtype, name)
+        found = b.op("MatMul", part, int8.codes(b, rows, dtype, f"{name}_rows"), name=name)
+        return int8.unscaled_context(b, found, dtype, name)
+
+    def both(latent: Stored, rope: Stored, name: str) -> ir.Value:
+        first, second = (
+            scores(query, rows, f"{name}_{kind}_scores")
+            for query, rows, kind in ((q_latent, latent, "latent"), (q_rope, rope, "rope"))
+        )
+        if latent.scale and not rope.scale:
+            second = b.float32(second, dtype, f"{name}_rope_scores_float32")
+        return b.op("Add", first, second, name=f"{name}_scores")
+
+    q_latent = folded(q_latent, rows.latent, "query_latent")
+    q_rope = folded(q_rope, rows.rope, "query_rope")
+    past, new = both(rows.past_latent, rows.past_rope, "past"), both(rows.latent, rows.rope, "new")
     joined = b.op("Concat", past, new, axis=2, name="joined")
     joined = b.op("Reshape", joined, masks.unfold, name="scores")  # [B,H,S,T+S]
-    probabilities = b.op("Reshape", _softmax(b, joined, masks.visible, dtype), masks.fold, name="folded")
+    # Scores and probabilities of int8 rows are float32: the scale of a row is folded into them.
+    scored = ir.DataType.FLOAT if rows.latent.scale else dtype
+    probabilities = b.op("Reshape", _softmax(b, joined, masks.visible, scored), masks.fold, name="folded")
     past_part, new_part = _parts(b, probabilities, masks.split, axis=2)
-    context = b.op(
+    found = b.op(
         "Add",
-        b.op("MatMul", past_part, rows.past_latent, name="past_context"),
-        b.op("MatMul", new_part, rows.latent, name="new_context"),
+        context(past_part, rows.past_latent, "past_context"),
+        context(new_part, rows.latent, "new_context"),
         name="context",
     )
-    return b.op("Reshape", context, b.ints(0, heads, -1, latent_size), name="heads")  # [B,H,S,C]
+    return b.op("Reshape", found, b.ints(0, form.heads, -1, form.latent), name="heads")  # [B,H,S,C]
 
 
 def _prompt_attention(b: Builder, call: Call) -> Values:
     """Choose by the number of queries; both forms give the same."""
-    q_nope, q_rope, past_latent, past_rope, latent, rope, w_uk, w_uv, visible, split, fold, unfold = (
-        call.inputs
-    )
-    rows = _Rows(past_latent, past_rope, latent, rope)
-    masks = _Masks(visible, split, fold, unfold)
-    dtype = call.dtype()
-    scale = b.number(call.number("scale"), dtype)
-    heads, latent_size = call.integer("heads"), call.size(2, 2)
+    q_nope, q_rope, *rest = call.inputs
+    rows, masks = _Rows.of(rest[:4], rest[10:]), _Masks(*rest[6:10])
+    w_uk, w_uv = rest[4:6]
+    form = _Form(call.dtype(), call.number("scale"), call.integer("heads"), call.size(2, 2))
     few = b.inner("latent")
     absorbed = few.op("MatMul", q_nope, w_uk, name="absorb_k")  # [B,H,S,C]
-    context = _attend_to_latent(few, absorbed, q_rope, rows, masks, scale, dtype, (heads, latent_size))
+    context = _attend_to_latent(few, absorbed, q_rope, rows, masks, form)
     few_result = few.op("MatMul", context, w_uv, name="absorb_v")  # [B,H,S,D]
     many = b.inner("rebuilt")
-    many_result = _attend_to_rebuilt(many, q_nope, q_rope, rows, (w_uk, w_uv), masks, scale, dtype)
+    many_result = _attend_to_rebuilt(many, q_nope, q_rope, rows, (w_uk, w_uv), masks, form)
     queries = b.op("Squeeze", b.op("Shape", q_nope, start=2, end=3, name="s"), name="queries")
-    limit = b.index(_break_even(latent_size, call.size(0, 3) + call.size(7, 2)))
+    limit = b.index(_break_even(form.latent, call.size(0, 3) + call.size(7, 2)))
     return [
         b.op(
             "If",
@@ -192,16 +212,17 @@ def _attend_to_rebuilt(
     rows: _Rows,
     weights: tuple[ir.Value, ir.Value],
     masks: _Masks,
-    scale: ir.Value,
-    dtype: ir.DataType,
+    form: _Form,
 ) -> ir.Value:
     """Rebuild keys as [B,H,P,T], the way the scores read them, so that no weight is transposed."""
     w_uk, w_uv = weights
+    dtype, scale = form.dtype, b.number(form.scale, form.dtype)
     q_nope = b.op("Mul", q_nope, scale, name="query_nope")
     q_rope = b.op("Mul", q_rope, scale, name="query_rope")
 
-    def row(x: ir.Value, name: str) -> ir.Value:
-        return b.op("Unsqueeze", x, b.ints(1), name=name)
+    def row(x: Stored, name: str) -> ir.Value:
+        values = int8.values(b, x, dtype, name) if x.scale else x.rows
+        return b.op("Unsqueeze", values, b.ints(1), name=name)
 
     def scores(rows: ir.Value, rope: ir.Value, name: str) -> ir.Value:
         columns = b.op("Transpose", rows, perm=[0, 1, 3, 2], name=f"{name}_latent_t")  # [B,1,C,T]
