@@ -51,14 +51,12 @@ def quantize_blocks(
     bits: Bits,
     group: int,
     *,
-    importance: Tensor | None = None,
     scale_dtype: torch.dtype = torch.float32,
     name: str = "weight",
 ) -> Quantized:
     """Round a weight [out, in] to the nearest codes under the scales of least squared error.
 
-    `importance` [in], not negative, weighs the squared errors. The scales are rounded to `scale_dtype` before
-    the codes are taken. The last group is padded with zeros.
+    The scales are rounded to `scale_dtype` before the codes are taken. The last group is padded with zeros.
 
     Raises ExportError, naming `name`, for a weight that is not finite, and for scales beyond `scale_dtype`.
     """
@@ -68,13 +66,11 @@ def quantize_blocks(
     scales = torch.empty(out, groups, dtype=scale_dtype)
     rows = min(out, max(1, _CHUNK // (groups * group)))
     padded = torch.zeros(rows, groups * group)
-    # only proportions count: in shares of the largest, no sum can overflow
-    weighing = None if importance is None else grouped((importance / importance.max())[None], group)
     for start in range(0, out, rows):
         part = weight[start : start + rows]
         padded[: len(part), :inputs] = part
         values = padded[: len(part)].view(len(part), groups, group)
-        found = search_scales(values, bits, weighing, scale_dtype, name)
+        found = search_scales(values, bits, None, scale_dtype, name)
         scales[start : start + rows] = found
         codes[start : start + rows] = round_to(values, found, bits).view(len(part), -1)
     return Quantized(codes, scales, bits, group, inputs)
@@ -95,7 +91,8 @@ def search_scales(
     The range's extra code is used: the value of largest magnitude goes to the lowest code, so that a scale is
     negative where that value is positive (as in llama.cpp's Q4_0; a fifth less squared error than ±7). From
     there the range is narrowed step by step; the codes of each step get their scale of least squares, which
-    reduces the squared error by (Σ value · code)² / Σ code². `importance` broadcasts to `values`.
+    reduces the squared error by (Σ value · code)² / Σ code². `importance`, not negative, weighs the squared
+    errors; it broadcasts to `values`.
 
     A group below the smallest normal number gets a scale of zero. Raises as `quantize_blocks` does.
     """
