@@ -3,74 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
+from mla_export.layout import Layout, Weight
 from mla_export.plan import Plan
 from mla_export.trace import OPSET, Traced, TracedModel
 from mla_graphs import ops
 from mla_graphs.contract import TensorSpec
-from mla_graphs.geometry import Geometry, Phase
+from mla_graphs.geometry import Phase
 
 # Newer than this, and the runtimes of older Pythons and devices do not load the graph.
 IR_VERSION = 10
 
-# Weights start at multiples of a page, so that a runtime can map them.
-ALIGNMENT = 4096
 
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """One tensor of the weights file; its place is known before its data."""
-
-    name: str
-    dtype: ir.DataType
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor's data, without padding."""
-        return prod(self.shape) * int(self.dtype.itemsize)
-
-
-def layout(plan: Plan, traced: TracedModel) -> list[Weight]:
-    """Give every weight of the model its place in the weights file, in the order of use."""
-    geometry = plan.geometry
-    named: list[tuple[str, ir.Value]] = list(traced.prelude.parameters.items())
-    for i, kind in enumerate(geometry.layer_kinds):
-        named += [
-            (f"layers.{i}.{name}", value) for name, value in traced.layer(kind, "step").parameters.items()
-        ]
-    named += [(_head_name(geometry, name), value) for name, value in traced.head.parameters.items()]
-    weights: dict[str, Weight] = {}
-    offset = 0
-    for name, value in named:
-        if name in weights:
-            continue  # a tied head reads the embedding's table
-        if value.dtype is None or value.shape is None:
-            raise ValueError(f"the traced parameter {name} has no type or shape")
-        shape = value.shape.numpy()
-        weights[name] = weight = Weight(name, value.dtype, shape, offset)
-        offset += -(-weight.nbytes // ALIGNMENT) * ALIGNMENT
-    return list(weights.values())
-
-
-def _head_name(geometry: Geometry, name: str) -> str:
-    return "embed.weight" if name == "weight" and geometry.tie_word_embeddings else f"head.{name}"
-
-
-def assemble(
-    plan: Plan, phase: Phase, traced: TracedModel, weights: Sequence[Weight], location: str
-) -> ir.Model:
+def assemble(plan: Plan, phase: Phase, traced: TracedModel, layout: Layout, location: str) -> ir.Model:
     """Join the traced blocks into the model of a phase, in `mla::` operators, with the contract's signature.
 
     Initializers point into the file `location`; no data is read or written here.
     """
-    stamp = _Stamp({weight.name: _initializer(weight, location) for weight in weights})
+    stamp = _Stamp(layout, location)
     geometry, signature = plan.geometry, plan.contract
     inputs = {spec.name: _input(spec) for spec in signature.inputs}
     past = {spec.past.name: _input(spec.past) for spec in signature.cache}
@@ -121,9 +74,11 @@ def _input(spec: TensorSpec) -> ir.Value:
 class _Stamp:
     """Copies a traced block into the model under a prefix, as often as it is called."""
 
-    def __init__(self, initializers: Mapping[str, ir.Value]) -> None:
-        self.initializers = dict(initializers)
+    def __init__(self, layout: Layout, location: str) -> None:
+        self.initializers = {weight.name: _initializer(weight, location) for weight in layout.weights}
         self.nodes: list[ir.Node] = []
+        self._parameters = {parameter.name: parameter for parameter in layout.parameters}
+        self._written: dict[str, ir.Value] = {}
 
     def __call__(
         self, block: Traced, inputs: Sequence[ir.Value], prefix: str, renamed: Mapping[str, str]
@@ -132,7 +87,7 @@ class _Stamp:
         values: dict[ir.Value | None, ir.Value | None] = {None: None}
         values.update(zip(block.graph.inputs, inputs, strict=True))
         for name, value in block.parameters.items():
-            values[value] = self.initializers[renamed.get(name, prefix + name)]
+            values[value] = self._parameter(renamed.get(name, prefix + name))
         for number, node in enumerate(block.graph):
             name = prefix + _name(node, number)
             attributes = dict(node.attributes)
@@ -153,6 +108,27 @@ class _Stamp:
             values.update(zip(node.outputs, outputs, strict=True))
             self.nodes.append(copy)
         return [out for output in block.graph.outputs if (out := values[output]) is not None]
+
+    def _parameter(self, name: str) -> ir.Value:
+        """Give a parameter's value: an initializer, or what `Dequantize` makes of codes and scales."""
+        parameter = self._parameters[name]
+        if parameter.blocks is None:
+            return self.initializers[name]
+        if name not in self._written:
+            inputs = [self.initializers[f"{name}.codes"], self.initializers[f"{name}.scales"]]
+            attributes = {
+                "name": name,
+                "bits": parameter.blocks.bits,
+                "group": parameter.blocks.group,
+                "inputs": parameter.inputs,
+                "table": int(parameter.is_table),
+            }
+            made = ir.Value(name=name, shape=ir.Shape(parameter.shape), type=ir.TensorType(parameter.dtype))
+            self.nodes.append(
+                ir.node("Dequantize", inputs, attributes, domain=ops.DOMAIN, outputs=[made], name=name)
+            )
+            self._written[name] = made
+        return self._written[name]
 
 
 def _name(node: ir.Node, number: int) -> str:

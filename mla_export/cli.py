@@ -80,10 +80,28 @@ def _export(parser: argparse.ArgumentParser) -> None:
         help="form of the attention; expanded is a baseline to compare with (default: %(default)s)",
     )
     parser.add_argument(
+        "--target",
+        choices=["portable", "ort-cpu"],
+        default="portable",
+        help="operators to write the graphs in: standard ones, or ONNX Runtime's for its CPU provider "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=["fp32", "fp16"],
-        default="fp32",
-        help="of weights and activations (default: %(default)s)",
+        help="of activations, and of weights in floats (default: fp32, or what --weights says)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["fp32", "fp16", "int8", "int4"],
+        help="how matrices are stored (default: as --dtype)",
+    )
+    parser.add_argument(
+        "--group",
+        type=int,
+        choices=[32, 128],
+        default=32,
+        help="inputs that share a scale in int8 and int4 (default: %(default)s)",
     )
     parser.add_argument(
         "--cache",

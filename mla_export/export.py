@@ -8,17 +8,17 @@ from typing import Literal
 import onnx_ir as ir
 
 from mla_export import canary, progress, publish, weights_file
-from mla_export.assemble import assemble, layout
+from mla_export.assemble import assemble
 from mla_export.checkpoint import Checkpoint
 from mla_export.families import account, family_of
+from mla_export.layout import layout
 from mla_export.manifest import Manifest
 from mla_export.overflow import check_range
 from mla_export.params import Recipes
-from mla_export.plan import Plan
+from mla_export.plan import Forms, Target
 from mla_export.text_files import read_text_files
 from mla_export.trace import trace
-from mla_graphs.contract import CacheTypes
-from mla_graphs.geometry import Absorb, Float, Phase, RowType
+from mla_graphs.geometry import Absorb, Phase
 from mla_graphs.lowering import lower
 from mla_runtime import backends
 from mla_runtime.bundle import Bundle
@@ -27,10 +27,12 @@ from mla_runtime.integrity import sha256
 from mla_runtime.manifest import Canary, FileEntry
 from mla_runtime.model import Model
 
-TARGET = "portable"
 WEIGHTS = "weights.data"
-GRAPHS: dict[Phase, str] = {"step": "step.onnx", "prompt": "prompt.onnx"}
-DTYPES: dict[str, Float] = {"fp32": "float32", "fp16": "float16"}
+# The file of each phase's graph. Pre-packed matrices are held once a graph: there one serves both.
+GRAPHS: dict[str, dict[Phase, str]] = {
+    "portable": {"step": "step.onnx", "prompt": "prompt.onnx"},
+    "ort-cpu": {"step": "model.onnx", "prompt": "model.onnx"},
+}
 DEFAULT_CHUNK = 512
 # Beside the weights: graphs, tokenizer, and what a file system rounds up.
 _MARGIN = 64 * 2**20
@@ -40,8 +42,11 @@ def export(
     checkpoint: str | Path,
     out: str | Path,
     *,
+    target: Target = "portable",
     absorb: Absorb = "factored",
-    dtype: Literal["fp32", "fp16"] = "fp32",
+    dtype: Literal["fp32", "fp16"] | None = None,
+    weights: Literal["fp32", "fp16", "int8", "int4"] | None = None,
+    group: Literal[32, 128] = 32,
     cache: Literal["float", "int8"] = "float",
     cache_rope: Literal["float", "int8"] = "float",
     max_context: int | None = None,
@@ -50,21 +55,19 @@ def export(
 ) -> Path:
     """Export the model in the folder `checkpoint` to the bundle `out` and give its path.
 
-    `absorb` chooses the attention's form, `dtype` the type of weights and activations. The latent rows
-    of the cache are of that type too, or int8 with a scale a token (`cache`), and so are the rotary keys
-    (`cache_rope`, int8 only beside int8 latents).
-    `max_context` bounds the positions (default: what the model was made for), `chunk` how many prompt
-    tokens go through the graph at once (default: 512, or the context where that is less). An existing
-    bundle is replaced only with `force`, and only by a finished one.
+    `target` chooses the operators that the graphs are written in, `absorb` the attention's form, `dtype`
+    the type of activations (fp32 if not given, or what `weights` says). `weights` is how matrices are stored:
+    as `dtype`, or int8 or int4 with a scale for each `group` of inputs. The latent rows of the cache are of
+    the type `dtype` too, or int8 with a scale a token (`cache`), and so are the rotary keys (`cache_rope`,
+    int8 only beside int8 latents). `max_context` bounds the positions (default: what the model was made
+    for), `chunk` how many prompt tokens go through the graph at once (default: 512, or the context where
+    that is less). An existing bundle is replaced only with `force`, and only by a finished one.
 
     Raises ConfigError, CheckpointError or ExportError; `out` is then as it was.
     """
-    target = Path(out)
-    publish.check_target(target, force=force)
-    if absorb not in ("factored", "merged", "expanded") or dtype not in DTYPES:
-        choices = "choose factored, merged or expanded, and fp32 or fp16"
-        raise ConfigError(f"absorb {absorb!r}, dtype {dtype!r}: {choices}")
-    rows = _cache_types(absorb, dtype, cache, cache_rope)
+    folder = Path(out)
+    publish.check_target(folder, force=force)
+    forms = Forms.choose(target, absorb, dtype, weights, group, cache, cache_rope)
     source = Checkpoint.open(checkpoint)
     family = family_of(source.config)
     geometry = family.geometry(source.config, max_context)
@@ -74,17 +77,19 @@ def export(
         raise ConfigError(f"chunk {chunk} is not in 1 … {geometry.max_context}, the context of this export")
     names = account(source, family, geometry).names
     text = read_text_files(source.path, source.config, geometry.vocab_size)
-    plan = Plan(geometry, absorb, DTYPES[dtype], rows, None, TARGET)
+    plan = forms.plan(geometry)
     with progress.task("tracing the blocks"):
         traced = trace(plan)
-    weights = layout(plan, traced)
-    publish.check_space(target, weights[-1].offset + weights[-1].nbytes + _MARGIN)
-    with publish.staged(target, force=force) as staging:
+    places = layout(plan, traced)
+    publish.check_space(folder, places.nbytes + _MARGIN)
+    graphs = GRAPHS[plan.target]
+    with publish.staged(folder, force=force) as staging:
         recipes = Recipes(geometry, absorb, plan.torch_dtype, lambda name: source.read(names[name]))
-        with progress.task("weights", sum(weight.nbytes for weight in weights), "bytes") as advance:
-            written = weights_file.write(staging / WEIGHTS, weights, recipes, advance)
-        for phase, file in GRAPHS.items():
-            model = lower(assemble(plan, phase, traced, weights, WEIGHTS), TARGET, phase)
+        with progress.task("weights", sum(weight.nbytes for weight in places.weights), "bytes") as advance:
+            written = weights_file.write(staging / WEIGHTS, places, recipes, advance)
+        # Where one file serves both phases it is the prompt's graph, which runs for any number of tokens.
+        for file, phase in {file: phase for phase, file in graphs.items()}.items():
+            model = lower(assemble(plan, phase, traced, places, WEIGHTS), plan.target, phase)
             (staging / file).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
         text.write(staging)
         size = sum(file.stat().st_size for file in source.files())
@@ -93,7 +98,7 @@ def export(
         manifest = Manifest(
             name=source.path.resolve().name,
             plan=plan,
-            graphs=GRAPHS,
+            graphs=graphs,
             chunk=chunk,
             text=text.entry,
             source=hashes,
@@ -102,23 +107,10 @@ def export(
         manifest.write(staging / publish.MANIFEST, None)
         with progress.task("canary"):
             if plan.compute == "float16":
-                check_range(staging / GRAPHS["step"], plan.contract, geometry.vocab_size)
+                check_range(staging / graphs["step"], plan.contract, geometry.vocab_size)
             recorded = _canary(staging)
         manifest.write(staging / publish.MANIFEST, recorded)
-    return target
-
-
-def _cache_types(absorb: Absorb, dtype: str, cache: str, cache_rope: str) -> CacheTypes:
-    if cache not in ("float", "int8") or cache_rope not in ("float", "int8"):
-        raise ConfigError(f"cache {cache!r}, cache_rope {cache_rope!r}: choose float or int8")
-    if absorb == "expanded" and "int8" in (cache, cache_rope):
-        raise ConfigError("an int8 cache holds latent rows, which --absorb expanded does not; choose another")
-    if cache_rope == "int8" and cache != "int8":
-        raise ConfigError(
-            "--cache-rope int8 goes with --cache int8: rotary keys are the smaller part of a row"
-        )
-    types: dict[str, RowType] = {"float": DTYPES[dtype], "int8": "int8"}
-    return CacheTypes(types[cache], types[cache_rope])
+    return folder
 
 
 def _described(staging: Path) -> dict[str, FileEntry]:

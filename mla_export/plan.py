@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from mla_graphs.contract import CacheTypes, Contract, contract
-from mla_graphs.geometry import Absorb, Blocks, Float, Geometry
+from mla_graphs.geometry import Absorb, Blocks, Float, Geometry, RowType
+from mla_runtime.errors import ConfigError
 from mla_runtime.manifest import Precision
+
+Target = Literal["portable", "ort-cpu"]
+
+_FLOATS: dict[str, Float] = {"fp32": "float32", "fp16": "float16"}
+_BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
+GROUPS = (32, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +31,10 @@ class Plan:
     compute: Float
     cache: CacheTypes
     weights: Blocks | None
-    target: str
+    target: Target
 
     @classmethod
-    def floats(cls, geometry: Geometry, absorb: Absorb, dtype: Float, target: str = "portable") -> Plan:
+    def floats(cls, geometry: Geometry, absorb: Absorb, dtype: Float, target: Target = "portable") -> Plan:
         """Plan an export that is of one float type throughout."""
         return cls(geometry, absorb, dtype, CacheTypes.of(dtype), None, target)
 
@@ -50,3 +58,70 @@ class Plan:
     def torch_dtype(self) -> torch.dtype:
         """Give the type of activations, as torch's."""
         return {"float32": torch.float32, "float16": torch.float16}[self.compute]
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What a user chose, before the model is known."""
+
+    target: Target
+    absorb: Absorb
+    compute: Float
+    weights: Blocks | None
+    cache: CacheTypes
+
+    @classmethod
+    def choose(
+        cls,
+        target: str,
+        absorb: str,
+        dtype: str | None,
+        weights: str | None,
+        group: int,
+        cache: str,
+        cache_rope: str,
+    ) -> Forms:
+        """Check choices against each other; raises `ConfigError` with what goes together."""
+        for name, value, known in (
+            ("target", target, get_args(Target)),
+            ("absorb", absorb, get_args(Absorb)),
+            ("dtype", dtype, (None, *_FLOATS)),
+            ("weights", weights, (None, *_FLOATS, *_BITS)),
+            ("group", group, GROUPS),
+            ("cache", cache, ("float", "int8")),
+            ("cache_rope", cache_rope, ("float", "int8")),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name} {value!r}: choose one of {', '.join(map(str, known))}")
+        if weights in _FLOATS and dtype not in (None, weights):
+            raise ConfigError(
+                f"--weights {weights} with --dtype {dtype}: weights in floats are of the type that is "
+                "computed in; give one of the two"
+            )
+        compute = _FLOATS[dtype or (weights if weights in _FLOATS else None) or "fp32"]
+        if target == "ort-cpu" and compute != "float32":
+            raise ConfigError("--target ort-cpu computes in fp32; fp16 is for --target portable")
+        if target == "portable" and weights in _BITS:
+            raise ConfigError(
+                f"--weights {weights} is for --target ort-cpu; portable graphs hold floats so far"
+            )
+        if absorb == "expanded" and "int8" in (cache, cache_rope):
+            raise ConfigError(
+                "an int8 cache holds latent rows, which --absorb expanded does not; choose another"
+            )
+        if cache_rope == "int8" and cache != "int8":
+            raise ConfigError(
+                "--cache-rope int8 goes with --cache int8: rotary keys are the smaller part of a row"
+            )
+        types: dict[str, RowType] = {"float": compute, "int8": "int8"}
+        return cls(
+            target,  # type: ignore[arg-type] # checked above
+            absorb,  # type: ignore[arg-type]
+            compute,
+            Blocks(_BITS[weights], group) if weights in _BITS else None,
+            CacheTypes(types[cache], types[cache_rope]),
+        )
+
+    def plan(self, geometry: Geometry) -> Plan:
+        """Apply the choices to a model."""
+        return Plan(geometry, self.absorb, self.compute, self.cache, self.weights, self.target)

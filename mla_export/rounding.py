@@ -36,8 +36,8 @@ class Rounded:
         return f"{self.precision} with {' and '.join(parts)}, rounded to nearest"
 
     def weight(self, name: str, tensor: Tensor) -> Tensor:
-        """Round a matrix [out, in] of a layer; the gate's, the norms and W_UK, W_UV stay as they are."""
-        kept = ("mlp.gate.weight", "kv_b_proj.weight")
+        """Round a matrix [out, in] of a layer; what an export keeps in floats at any width stays as it is."""
+        kept = ("mlp.gate.weight", "kv_b_proj.weight", "kv_a_proj_with_mqa.weight")
         if self.weight_bits is None or tensor.ndim != 2 or name.endswith(kept):
             return tensor
         return nearest(tensor, self.weight_bits, self.group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from mla_export.assemble import ALIGNMENT, Weight
+from mla_export.layout import ALIGNMENT, Layout, Parameter, Weight
+from mla_export.quantize import Quantized, quantize_blocks
+from mla_export.quantize.pack import matmul_nbits
 from mla_runtime.errors import ExportError
 from mla_runtime.manifest import FileEntry
 
@@ -21,21 +23,22 @@ _TORCH = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 
 def write(
     path: Path,
-    weights: Sequence[Weight],
+    layout: Layout,
     pieces: Callable[[str], Iterator[Tensor]],
     advance: Callable[[int], None],
 ) -> FileEntry:
-    """Write `weights` to `path` and flush it to the disk; `advance` is told the bytes written.
+    """Write the weights to `path` and flush it to the disk; `advance` is told the bytes written.
 
-    `pieces` gives a weight's data along its first axis. Raises `ExportError` where a value is not
+    `pieces` gives a parameter's data along its first axis. Raises `ExportError` where a value is not
     finite in the weight's type, and naming the weight.
     """
     digest = hashlib.sha256()
+    places = {(weight.parameter, weight.part): weight for weight in layout.weights}
     with path.open("wb") as file:
-        for weight in weights:
+
+        def put(weight: Weight, chunks: Iterator[memoryview]) -> None:
             done = 0
-            for piece in pieces(weight.name):
-                data = _bytes(weight, piece)
+            for data in chunks:
                 file.write(data)
                 digest.update(data)
                 done += data.nbytes
@@ -45,13 +48,43 @@ def write(
             padding = bytes(-done % ALIGNMENT)
             file.write(padding)
             digest.update(padding)
+
+        for parameter in layout.parameters:
+            made = pieces(parameter.name)
+            if parameter.blocks is None:
+                weight = places[parameter.name, "values"]
+                put(weight, (_floats(weight, piece) for piece in made))
+            else:
+                scales: list[Tensor] = []  # a small part of the codes, which are written as they are made
+                put(places[parameter.name, "codes"], _codes(parameter, made, scales))
+                put(places[parameter.name, "scales"], (_bytes(part) for part in scales))
         size = file.tell()
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(size, digest.hexdigest())
 
 
-def _bytes(weight: Weight, piece: Tensor) -> memoryview:
+def _codes(parameter: Parameter, pieces: Iterator[Tensor], scales: list[Tensor]) -> Iterator[memoryview]:
+    """Quantise a parameter piece by piece; give the codes, and put the scales aside."""
+    for piece in pieces:
+        matrix = piece if parameter.is_table else piece.reshape(piece.shape[-2:]).T
+        found = _quantized(parameter, matrix)
+        scales.append(found.scales)
+        yield _bytes(matmul_nbits(found))
+
+
+def _quantized(parameter: Parameter, matrix: Tensor) -> Quantized:
+    """Quantise a matrix [out, in]."""
+    assert parameter.blocks is not None  # noqa: S101 - the caller's to know
+    bits, group = parameter.blocks.bits, parameter.blocks.group
+    return quantize_blocks(matrix, bits, group, scale_dtype=_TORCH[parameter.dtype], name=parameter.name)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().numpy().reshape(-1).view(np.uint8).data
+
+
+def _floats(weight: Weight, piece: Tensor) -> memoryview:
     dtype = _TORCH[weight.dtype]
     # Transposed first, in the few bytes it has: three times faster than transposing and widening at once.
     target = piece.contiguous().to(dtype)
@@ -63,4 +96,4 @@ def _bytes(weight: Weight, piece: Tensor) -> memoryview:
             f"(limit {torch.finfo(dtype).max:.4g}); export with --dtype fp32"
         )
         raise ExportError(msg)
-    return target.numpy().reshape(-1).view(np.uint8).data
+    return _bytes(target)

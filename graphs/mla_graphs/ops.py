@@ -60,6 +60,15 @@ _ALL = (
         "y = weight · x / sqrt(mean(x²) + epsilon) over the last axis; computed in float32.",
     ),
     Operator("Linear", ("x", "weight", "bias?"), ("y",), (), "y = x · weight + bias; weight is [in, out]."),
+    Operator(
+        "Dequantize",
+        ("codes", "scales"),
+        ("weight",),
+        ("bits", "group", "inputs", "table"),
+        "value = (code - 2^(bits-1)) · scale of its group of `group` inputs. codes uint8 [..., out, groups, "
+        "group·bits/8], two codes of 4 bits to a byte, the first in its low half; scales [..., out, groups]. "
+        "weight [..., in, out], or [out, in] with table 1; codes beyond `inputs` are padding.",
+    ),
     Operator("Split", ("x",), ("first", "second"), ("sizes",), "Splits the last axis in two."),
     Operator("SplitHeads", ("x",), ("y",), ("heads",), "[B,S,H·D] to [B,H,S,D]."),
     Operator("MergeHeads", ("x",), ("y",), ("width",), "[B,H,S,D] to [B,S,H·D]; width = H·D."),

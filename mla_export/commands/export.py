@@ -17,8 +17,11 @@ def run(args: argparse.Namespace) -> int:
     path = export(
         args.checkpoint,
         args.out,
+        target=args.target,
         absorb=args.absorb,
         dtype=args.dtype,
+        weights=args.weights,
+        group=args.group,
         cache=args.cache,
         cache_rope=args.cache_rope,
         max_context=args.max_context,

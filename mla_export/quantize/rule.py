@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint get how many bits.
+"""Which parameters get how many bits.
 
 What stays above 4 bits was measured on the trained sample, by the mean KL that its rounding costs: tensors
 that every token passes and that are a small share of the bytes.
@@ -9,21 +9,25 @@ from __future__ import annotations
 from mla_export.quantize.blocks import Bits
 from mla_graphs.geometry import Geometry
 
-# The latent and its keys and values: whatever is wrong in a cached row stays for all later tokens.
-_LATENT = ("self_attn.kv_a_proj_with_mqa.weight", "self_attn.kv_b_proj.weight")
-_WHOLE = ("model.embed_tokens.weight", "lm_head.weight")
+# Norms, biases, the gate and the rotary tables; and W_UK and W_UV, which stand in the graph a head.
+_FLOAT = ("norm.weight", ".bias", "correction_bias", "moe.router.weight", "w_uk", "w_uv")
+_EIGHT = ("embed.weight", "head.weight", "k_up.weight", "v_up.weight")
+# Every later token reads the cached row that this makes.
+_LATENT = "attention.kv_down.weight"
 
 
 def bits_of(name: str, geometry: Geometry, bits: Bits) -> Bits | None:
-    """Give the bits of a checkpoint tensor, by its logical name, where the bulk gets `bits`; None: float.
+    """Give the bits of a parameter, by its name in the graph, where the bulk gets `bits`; None: float.
 
-    Float: norms, biases and the router. 8 bits at least: embedding, head, `kv_a_proj_with_mqa` (rotary rows
-    and all), `kv_b_proj`, and the dense layers of a mixture-of-experts model, which are few.
+    Float: norms, biases, router, rotary tables, W_UK and W_UV. One step above the bulk (8 bits for 4, float
+    for 8): `kv_down`, rotary rows and all, and the dense layers of a mixture-of-experts model, of which
+    there are few. Always 8: embedding and head.
     """
-    if name in _WHOLE:
-        return 8
-    if not name.endswith(("_proj.weight", "_proj_with_mqa.weight")):
+    if name.startswith("rotary.") or name.endswith(_FLOAT):
         return None
-    layer, within = name.removeprefix("model.layers.").split(".", 1)
-    few = geometry.moe is not None and geometry.layer_kinds[int(layer)] == "dense"
-    return 8 if within in _LATENT or (few and within.startswith("mlp.")) else bits
+    few = False
+    if name.startswith("layers.") and geometry.moe is not None:
+        few = ".mlp." in name and geometry.layer_kinds[int(name.split(".")[1])] == "dense"
+    if few or name.endswith(_LATENT):
+        return 8 if bits == 4 else None
+    return 8 if name.endswith(_EIGHT) else bits

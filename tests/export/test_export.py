@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import mla_runtime
-from mla_export.assemble import layout
 from mla_export.checkpoint import Checkpoint
 from mla_export.export import export
 from mla_export.families import account, family_of
+from mla_export.layout import layout
 from mla_export.params import Recipes
 from mla_export.plan import Plan
 from mla_export.trace import trace
@@ -125,7 +125,7 @@ def test_every_weight_has_a_recipe_of_its_shape(name, absorb, tmp_path):
     with quick_tracing():
         plan = Plan.floats(geometry, absorb, "float32")
         traced = trace(plan)
-    for weight in layout(plan, traced):
+    for weight in layout(plan, traced).parameters:
         pieces = list(recipes(weight.name))
         assert tuple(torch.cat(pieces).shape) == weight.shape if weight.shape else len(pieces) == 1, (
             weight.name

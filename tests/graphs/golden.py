@@ -11,11 +11,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mla_export.assemble import assemble, layout
+from mla_export.assemble import assemble
+from mla_export.layout import layout
 from mla_export.plan import Plan
 from mla_export.trace import TracedModel, trace
 from mla_graphs.contract import CacheTypes
-from mla_graphs.geometry import Geometry, Moe, Phase, Rotary
+from mla_graphs.geometry import Blocks, Geometry, Moe, Phase, Rotary
 from mla_graphs.lowering import lower
 
 FOLDER = Path(__file__).parents[2] / "graphs" / "golden"
@@ -64,6 +65,7 @@ GEOMETRY = Geometry(
 FACTORED = Plan.floats(GEOMETRY, "factored", "float32")
 MERGED = Plan.floats(GEOMETRY, "merged", "float32")
 EXPANDED = Plan.floats(GEOMETRY, "expanded", "float32")
+ORT_CPU_INT4 = dataclasses.replace(FACTORED, target="ort-cpu", weights=Blocks(4, 32))
 INT8_ROWS = dataclasses.replace(FACTORED, cache=CacheTypes("int8", "float32"))
 
 # What is kept: file stem -> plan, phase, and whether lowered to the plan's target.
@@ -78,6 +80,8 @@ KEPT: dict[str, tuple[Plan, Phase, bool]] = {
     "factored.int8.step.mla": (INT8_ROWS, "step", False),
     "factored.int8.step.portable": (INT8_ROWS, "step", True),
     "factored.int8.prompt.portable": (INT8_ROWS, "prompt", True),
+    "factored.int4.mla": (ORT_CPU_INT4, "prompt", False),
+    "factored.int4.ort-cpu": (ORT_CPU_INT4, "prompt", True),
 }
 
 traced = functools.cache(trace)

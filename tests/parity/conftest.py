@@ -44,7 +44,7 @@ def witness(tmp_path_factory) -> Callable[..., Witness]:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory, witness) -> Callable[..., Path]:
-    """Give the bundle of a case in a form of attention, made once; `rows` are options for the cache."""
+    """Give the bundle of a case in a form of attention, made once; `forms` are more options of an export."""
     made: dict[str, Path] = {}
 
     def get(
@@ -52,10 +52,10 @@ def bundle(tmp_path_factory, witness) -> Callable[..., Path]:
         absorb: str = "factored",
         dtype: str = "fp32",
         max_context: int | None = None,
-        rows: Mapping[str, str] | None = None,
+        forms: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> Path:
-        key = repr((case, absorb, dtype, max_context, rows, sorted(overrides.items())))
+        key = repr((case, absorb, dtype, max_context, forms, sorted(overrides.items())))
         if key not in made:
             source = witness(case, max_context, **overrides).path
             out = tmp_path_factory.mktemp("bundle") / absorb
@@ -67,7 +67,7 @@ def bundle(tmp_path_factory, witness) -> Callable[..., Path]:
                     dtype=dtype,
                     max_context=max_context,
                     chunk=CHUNK,
-                    **(rows or {}),
+                    **(forms or {}),
                 )
         return made[key]
 

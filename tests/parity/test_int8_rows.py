@@ -22,7 +22,7 @@ MANY = 30  # queries from which on the prompt graph rebuilds keys and values
 def test_logits_are_those_of_a_model_with_rounded_latents(witness, bundle, family, absorb, phase):
     w = witness(family)
     ids = token_ids(w.geometry.vocab_size, MANY)
-    graph = RawGraph(bundle(family, absorb, rows=LATENT), phase)
+    graph = RawGraph(bundle(family, absorb, forms=LATENT), phase)
     want = w.int8_oracle("latent")(ids)
     found = graph([ids])
     # A code may differ by one where float32 and float64 fall on two sides of a half. In the first layer next
@@ -42,7 +42,7 @@ def test_rotary_keys_in_int8_too(witness, bundle):
     ids = token_ids(w.geometry.vocab_size, MANY)
     want = w.int8_oracle("latent", "rope")(ids)
     for phase in ("step", "prompt"):
-        found = RawGraph(bundle("deepseek_v3", rows=BOTH), phase)([ids])
+        found = RawGraph(bundle("deepseek_v3", forms=BOTH), phase)([ids])
         assert nmse(found["logits"], want.logits) < 1e-6
         codes, scale = found["present.1.rope"][0], found["present.1.rope_scale"][0]
         assert nmse(codes * scale[:, None], want.rope[1]) < 1e-6
@@ -53,7 +53,7 @@ def test_pieces_steps_and_batches_give_what_the_whole_prompt_gives(witness, bund
     w = witness("deepseek_v2")
     ids, other = token_ids(w.geometry.vocab_size, 40), token_ids(w.geometry.vocab_size, 17, seed=1)
     want = w.int8_oracle(*(("latent", "rope") if rows is BOTH else ("latent",)))(ids).logits
-    with mla_runtime.open(bundle("deepseek_v2", rows=rows)) as model:
+    with mla_runtime.open(bundle("deepseek_v2", forms=rows)) as model:
         with model.session() as session:
             session.prefill([ids[:33]])
             found = [session.prefill([ids[33:36]])[0].copy()]
@@ -70,7 +70,7 @@ def test_pieces_steps_and_batches_give_what_the_whole_prompt_gives(witness, bund
 @pytest.mark.parametrize("new", [3, MANY])
 def test_rows_beyond_the_length_have_no_say(witness, bundle, phase, new):
     ids = token_ids(witness("deepseek_v3").geometry.vocab_size, 6 + new)
-    graph = RawGraph(bundle("deepseek_v3", rows=BOTH), phase)
+    graph = RawGraph(bundle("deepseek_v3", forms=BOTH), phase)
     past = graph.empty(1, rows=16)
     first = graph([ids[:6]])
     for tensor in graph.bundle.cache:
@@ -84,7 +84,7 @@ def test_rows_beyond_the_length_have_no_say(witness, bundle, phase, new):
 
 
 def test_a_scale_that_is_not_finite_stops_the_step(bundle):
-    with mla_runtime.open(bundle("deepseek_v3", rows=LATENT)) as model, model.session() as session:
+    with mla_runtime.open(bundle("deepseek_v3", forms=LATENT)) as model, model.session() as session:
         session.prefill([[1, 2, 3]])
         scales = next(
             rows
@@ -99,7 +99,7 @@ def test_a_scale_that_is_not_finite_stops_the_step(bundle):
 
 
 def test_bundle_says_what_a_row_holds(bundle):
-    opened = mla_runtime.Bundle.open(bundle("deepseek_v3", rows=LATENT))
+    opened = mla_runtime.Bundle.open(bundle("deepseek_v3", forms=LATENT))
     first = {tensor.holds: tensor for tensor in opened.cache if tensor.layer == 0}
     assert [*first] == ["latent", "latent_scale", "rope"]
     assert (first["latent"].dtype, first["latent_scale"].dtype, first["latent_scale"].row) == (

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import onnx_ir as ir
 
 from mla_graphs import ops
 from mla_graphs.geometry import Phase
-from mla_graphs.lowering import portable
-from mla_graphs.lowering.builder import Builder, Call, Constants, Rule
+from mla_graphs.lowering import ort_cpu, portable
+from mla_graphs.lowering.builder import CONTRIB, Builder, Call, Constants, Rule
 
 __all__ = ["TARGETS", "lower"]
 
-TARGETS: dict[str, Callable[[Phase], Mapping[str, Rule]]] = {"portable": portable.rules}
+TARGETS: dict[str, Callable[[Phase], Mapping[str, Rule]]] = {
+    "portable": portable.rules,
+    "ort-cpu": ort_cpu.rules,
+}
 
 
 def lower(model: ir.Model, target: str, phase: Phase) -> ir.Model:
@@ -63,12 +66,26 @@ def _rebuilt(
     graph.outputs.clear()
     graph.inputs.clear()
     graph.initializers.clear()
+    # What a target reads in parts, it no longer reads as a whole.
+    read = {value for node in _all(nodes) for value in node.inputs}
+    initializers = [value for value in initializers if value in read]
+    domains = {node.domain for node in _all(nodes)}
+    contrib = {CONTRIB: 1} if CONTRIB in domains else {}
     result = ir.Graph(
         inputs,
         outputs,
         nodes=nodes,
         initializers=[*initializers, *constants.initializers],
-        opset_imports={"": graph.opset_imports[""]},
+        opset_imports={"": graph.opset_imports[""], **contrib},
         name=graph.name,
     )
     return ir.Model(result, ir_version=model.ir_version, producer_name=model.producer_name)
+
+
+def _all(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
+    """Give nodes and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _all(attribute.as_graph())

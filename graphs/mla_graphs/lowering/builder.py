@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,15 @@ import onnx_ir as ir
 Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.Graph | ir.DataType | ir.TensorProtocol
 
 
+CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
+
+
 class Constants:
-    """The small constants of one model, each written once, as named initializers."""
+    """The initializers that lowering adds to one model: small constants, each once, and parts of weights."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._parts: dict[str, ir.Value] = {}
 
     def __call__(self, array: np.ndarray) -> ir.Value:
         """Give the initializer that holds `array`."""
@@ -28,10 +32,26 @@ class Constants:
             )
         return self._values[key]
 
+    def part(self, stack: ir.Value, index: int) -> ir.Value:
+        """Give entry `index` of a stacked weight as an initializer of its own, on the same bytes."""
+        name = f"{stack.name}.{index}"
+        if name not in self._parts:
+            whole = stack.const_value
+            if not isinstance(whole, ir.ExternalTensor):
+                raise ValueError(f"{stack.name} is not in a weights file")
+            shape = ir.Shape(whole.shape[1:])
+            nbytes = whole.nbytes // whole.shape.numpy()[0]
+            start = (whole.offset or 0) + index * nbytes
+            tensor = ir.ExternalTensor(whole.location, start, nbytes, whole.dtype, shape=shape, name=name)
+            self._parts[name] = ir.Value(
+                name=name, shape=shape, type=ir.TensorType(whole.dtype), const_value=tensor
+            )
+        return self._parts[name]
+
     @property
     def initializers(self) -> list[ir.Value]:
-        """All constants given out, in the order in which they were first asked for."""
-        return list(self._values.values())
+        """All that was given out, in the order in which it was first asked for."""
+        return [*self._values.values(), *self._parts.values()]
 
 
 class Builder:
@@ -46,10 +66,30 @@ class Builder:
         """Write a node with one output and give that output."""
         return self.ops(op_type, *inputs, names=(name,), **attributes)[0]
 
+    def contrib(
+        self, op_type: str, *inputs: ir.Value | None, name: str = "", **attributes: Attribute
+    ) -> ir.Value:
+        """Write a node of one of ONNX Runtime's own operators and give its output."""
+        return self._node(CONTRIB, op_type, inputs, (name,), attributes)[0]
+
     def ops(
-        self, op_type: str, *inputs: ir.Value | None, names: Sequence[str], **attributes: Attribute
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        names: Sequence[str],
+        **attributes: Attribute,
     ) -> list[ir.Value]:
         """Write a node with an output for each of `names`; the node takes the first one's name."""
+        return self._node("", op_type, inputs, names, attributes)
+
+    def _node(
+        self,
+        domain: str,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        names: Sequence[str],
+        attributes: Mapping[str, Attribute],
+    ) -> list[ir.Value]:
         full = [f"{self.prefix}.{name}" if name else self.prefix for name in names]
         converted = {
             key: ir.Attr(key, ir.AttributeType.INT, int(value)) if isinstance(value, ir.DataType) else value
@@ -59,6 +99,7 @@ class Builder:
             op_type,
             inputs,
             converted,
+            domain=domain,
             outputs=[ir.Value(name=value) for value in full],
             name=full[0],
         )
@@ -77,6 +118,10 @@ class Builder:
         """Give a constant int64 scalar."""
         return self._constants(np.array(value, dtype=np.int64))
 
+    def part(self, stack: ir.Value, index: int) -> ir.Value:
+        """Give entry `index` of a stacked weight."""
+        return self._constants.part(stack, index)
+
     def int8(self, value: int) -> ir.Value:
         """Give a constant int8 scalar."""
         return self._constants(np.array(value, dtype=np.int8))
@@ -92,6 +137,26 @@ class Builder:
     def cast(self, x: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         """Give float32 x in `dtype`."""
         return x if dtype == ir.DataType.FLOAT else self.op("Cast", x, name=name, to=dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWeight:
+    """A weight stored in blocks: the inputs and attributes of its `Dequantize`."""
+
+    codes: ir.Value
+    scales: ir.Value
+    bits: int
+    group: int
+    inputs: int
+
+    @property
+    def outputs(self) -> int:
+        """Give the number of outputs of a matrix, or of each in a stack."""
+        shape = self.codes.shape
+        size = None if shape is None else shape[-3]
+        if not isinstance(size, int):
+            raise ValueError(f"{self.codes.name} has no shape")
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +180,17 @@ class Call:
         if not isinstance(size, int):
             raise ValueError(f"{self.node.name}: axis {axis} of input {index} is not fixed")
         return size
+
+    def blocks(self, index: int) -> BlockWeight | None:
+        """Give the form of a weight that is stored in blocks; None for one in floats."""
+        node = self._input(index).producer()
+        if node is None or node.op_type != "Dequantize":
+            return None
+        codes, scales = node.inputs
+        if codes is None or scales is None:
+            raise ValueError(f"{node.name} lacks codes or scales")
+        bits, group, inputs = (node.attributes[name].as_int() for name in ("bits", "group", "inputs"))
+        return BlockWeight(codes, scales, bits, group, inputs)
 
     def integer(self, name: str) -> int:
         """Give an integer attribute."""

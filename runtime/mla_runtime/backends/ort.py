@@ -67,8 +67,10 @@ class OrtBackend:
         # A second copy of the weights must leave room for the mapped ones, the cache, and others.
         limit = memory_limit()
         self._packs = limit is not None and size <= limit // 4
-        for phase in PHASES:
-            self._graphs[phase, False] = self._load(phase, packed=False)
+        # Matrices in blocks are computed from pre-packed ones only, and one graph serves both phases.
+        self._single = bundle.graph("step").file == bundle.graph("prompt").file
+        for phase in PHASES[:1] if self._single else PHASES:
+            self._graphs[phase, self._single] = self._load(phase, packed=self._single)
 
     def width(self, phase: Phase, new: int) -> int:
         """Give `new`: ONNX Runtime's CPU provider takes every shape as it comes."""
@@ -83,7 +85,10 @@ class OrtBackend:
 
     def graph(self, phase: Phase, batch: int) -> Any:
         """Give the inference session of a phase; a batch's step graph is loaded at its first use."""
-        packed = phase == "step" and batch > 1 and self._packs
+        if self._single:
+            phase, packed = PHASES[0], True
+        else:
+            packed = phase == "step" and batch > 1 and self._packs
         with self._lock:
             self._check_open()
             if (phase, packed) not in self._graphs:

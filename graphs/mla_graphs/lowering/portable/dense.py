@@ -11,10 +11,11 @@ Values = list[ir.Value]
 
 def _embed(b: Builder, call: Call) -> Values:
     ids, table = call.inputs
-    return [_scaled(b, b.op("Gather", table, ids, axis=0), call.dtype(1), call, "scaled")]
+    return [scaled(b, b.op("Gather", table, ids, axis=0), call.dtype(1), call, "scaled")]
 
 
-def _scaled(b: Builder, x: ir.Value, dtype: ir.DataType, call: Call, name: str) -> ir.Value:
+def scaled(b: Builder, x: ir.Value, dtype: ir.DataType, call: Call, name: str) -> ir.Value:
+    """Multiply x by the operator's scale, unless it is one."""
     scale = call.number("scale")
     return x if scale == 1.0 else b.op("Mul", x, b.number(scale, dtype), name=name)
 
@@ -98,7 +99,7 @@ def _swiglu(b: Builder, call: Call) -> Values:
 
 def _residual(b: Builder, call: Call) -> Values:
     x, branch = call.inputs
-    return [b.op("Add", x, _scaled(b, branch, call.dtype(1), call, "scaled"))]
+    return [b.op("Add", x, scaled(b, branch, call.dtype(1), call, "scaled"))]
 
 
 def _rows(b: Builder, call: Call) -> Values:
@@ -118,7 +119,7 @@ def _select_rows(b: Builder, call: Call) -> Values:
 def _logits(b: Builder, call: Call) -> Values:
     x, table = call.inputs
     dtype = call.dtype()
-    logits = b.op("Gemm", _scaled(b, x, dtype, call, "scaled"), table, transB=1, name="gemm")
+    logits = b.op("Gemm", scaled(b, x, dtype, call, "scaled"), table, transB=1, name="gemm")
     return [b.float32(logits, dtype, "float32")]
 
 

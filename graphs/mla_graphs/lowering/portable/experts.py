@@ -19,7 +19,7 @@ def gathered(b: Builder, call: Call) -> Values:
     """Read the weights of the chosen experts only: right for a few tokens. No control flow."""
     x, ids, weights, counts, gate_up, down = call.inputs
     dtype = call.dtype()
-    weights = _weights(b, weights, counts, dtype)  # [N,K]
+    weights = kept_weights(b, weights, counts, dtype)  # [N,K]
     rows = b.op("Unsqueeze", x, b.ints(1, 2), name="rows")  # [N,1,1,hidden]
     chosen = b.op("Gather", gate_up, ids, axis=0, name="gate_up_chosen")  # [N,K,hidden,2I]
     hidden = swiglu(b, b.op("MatMul", rows, chosen, name="gate_up_product"))  # [N,K,1,I]
@@ -39,7 +39,7 @@ def tiled(b: Builder, call: Call) -> Values:
     x, ids, weights, counts, gate_up, down = call.inputs
     dtype = call.dtype()
     top_k = call.integer("top_k")
-    weights = _weights(b, weights, counts, dtype)
+    weights = kept_weights(b, weights, counts, dtype)
     slots, tokens, tile_experts, tiles = _layout(b, call, ids, counts)
     # A row of zeros stands in for the padding of a tile.
     hidden = call.size(0, 1)
@@ -54,7 +54,8 @@ def tiled(b: Builder, call: Call) -> Values:
     return [b.op("ReduceSum", b.op("Mul", own, weights, name="weighted"), b.ints(1), keepdims=0, name="sum")]
 
 
-def _weights(b: Builder, weights: ir.Value, counts: ir.Value, dtype: ir.DataType) -> ir.Value:
+def kept_weights(b: Builder, weights: ir.Value, counts: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """Give the experts' weights [N,K], zero for rows that do not count."""
     row = b.op("Unsqueeze", counts, b.ints(1), name="counts_row")
     kept = b.op("Where", row, weights, b.number(0.0, ir.DataType.FLOAT), name="weights_kept")
     return b.cast(kept, dtype, "weights")

@@ -1,0 +1,135 @@
+"""Where each weight of a model lies in the weights file, and as what it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import onnx_ir as ir
+
+from mla_export.plan import Plan
+from mla_export.quantize.rule import bits_of
+from mla_export.trace import TracedModel
+from mla_graphs.geometry import Blocks, Geometry
+
+# Weights start at multiples of a page, so that a runtime can map them.
+ALIGNMENT = 4096
+
+Part = Literal["values", "codes", "scales"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor of the weights file; its place is known before its data.
+
+    `parameter` is what the traced blocks call it. A parameter in floats is one tensor of that name; one in
+    blocks is two, `.codes` and `.scales`.
+    """
+
+    name: str
+    parameter: str
+    part: Part
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's data, without padding."""
+        return prod(self.shape) * int(self.dtype.itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of the traced blocks and how it is stored; `blocks` is None for floats.
+
+    Matrices are [..., in, out], tables (embedding and head) [out, in].
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+    blocks: Blocks | None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows are outputs, as embeddings are stored."""
+        return self.name in ("embed.weight", "head.weight")
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs an output has: what groups divide."""
+        return self.shape[-1] if self.is_table else self.shape[-2]
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Give the shape without its inputs: [..., out]."""
+        return self.shape[:-1] if self.is_table else (*self.shape[:-2], self.shape[-1])
+
+    def tensors(self, offset: int) -> list[Weight]:
+        """Give what is written for it, from `offset` on."""
+        if self.blocks is None:
+            return [Weight(self.name, self.name, "values", self.dtype, self.shape, offset)]
+        groups = -(-self.inputs // self.blocks.group)
+        packed = (*self.outputs, groups, self.blocks.group * self.blocks.bits // 8)
+        codes = Weight(f"{self.name}.codes", self.name, "codes", ir.DataType.UINT8, packed, offset)
+        scales = (*self.outputs, groups)
+        after = offset + aligned(codes.nbytes)
+        return [codes, Weight(f"{self.name}.scales", self.name, "scales", self.dtype, scales, after)]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All weights of a model, in the order in which they are used and written."""
+
+    parameters: tuple[Parameter, ...]
+    weights: tuple[Weight, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights file."""
+        last = self.weights[-1]
+        return last.offset + aligned(last.nbytes)
+
+
+def aligned(nbytes: int) -> int:
+    """Round up to a whole number of pages."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def layout(plan: Plan, traced: TracedModel) -> Layout:
+    """Give every weight of the model its form and its place."""
+    geometry = plan.geometry
+    named: list[tuple[str, ir.Value]] = list(traced.prelude.parameters.items())
+    for i, kind in enumerate(geometry.layer_kinds):
+        named += [
+            (f"layers.{i}.{name}", value) for name, value in traced.layer(kind, "step").parameters.items()
+        ]
+    named += [(head_name(geometry, name), value) for name, value in traced.head.parameters.items()]
+    parameters: dict[str, Parameter] = {}
+    weights: list[Weight] = []
+    offset = 0
+    for name, value in named:
+        if name in parameters:
+            continue  # a tied head reads the embedding's table
+        if value.dtype is None or value.shape is None:
+            raise ValueError(f"the traced parameter {name} has no type or shape")
+        parameter = Parameter(name, value.shape.numpy(), value.dtype, _blocks(plan, name))
+        parameters[name] = parameter
+        made = parameter.tensors(offset)
+        weights += made
+        offset = made[-1].offset + aligned(made[-1].nbytes)
+    return Layout(tuple(parameters.values()), tuple(weights))
+
+
+def head_name(geometry: Geometry, name: str) -> str:
+    """Give a parameter of the head block its name in the model."""
+    return "embed.weight" if name == "weight" and geometry.tie_word_embeddings else f"head.{name}"
+
+
+def _blocks(plan: Plan, name: str) -> Blocks | None:
+    if plan.weights is None:
+        return None
+    bits = bits_of(name, plan.geometry, plan.weights.bits)
+    return None if bits is None else Blocks(bits, plan.weights.group)
