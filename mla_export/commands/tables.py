@@ -18,6 +18,14 @@ WIDTH = 100
 GAP, EDGES = 3, 2  # columns that rich puts between two cells of a table, and around a row
 
 
+class _Console(Console):
+    """A console that leaves a reader who has gone to the command line, which has an exit code for it."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again: rich would end the program with 1, which says that a bundle failed."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Give a console on stdout: at most `WIDTH` columns, no colours that nobody asked for, and no markup.
 
@@ -26,7 +34,7 @@ def console() -> Console:
     terminal = Console(file=sys.stdout)
     asked = terminal.is_terminal or "COLUMNS" in os.environ
     width = min(terminal.width, WIDTH) if asked else WIDTH
-    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
 def table(

@@ -303,10 +303,13 @@ def test_verify_without_a_checkpoint_works_without_torch(bundle: Path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_reader_that_leaves_is_no_error(bundle: Path):
+@pytest.mark.parametrize(
+    "words", [["run", "--ids", "1", "--max-tokens", "4"], ["verify"], ["inspect", "--json"]]
+)
+def test_a_reader_that_leaves_is_no_error(bundle: Path, words: list[str]):
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "mla_export", "run", str(bundle), "--ids", "1", "--max-tokens", "4"]
+    command = [sys.executable, "-m", "mla_export", words[0], str(bundle), *words[1:]]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120)
     os.close(write)
     assert done.returncode == 141

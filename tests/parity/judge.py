@@ -40,7 +40,7 @@ def judge(run: Drive, witness: Witness) -> Judgement:
         keep=keep,
         yardstick=[trace.logits[at] for trace, at in zip(traces, keep, strict=True)],
         peer=[witness.hugging_face(row)[at] for row, at in zip(run.rows, keep, strict=True)],
-        precision="float32",
+        lane="float32",
         behind_tie=tie,
         peer_flipped=tie,
     )
