@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mla_graphs.contract import BYTES
 from mla_graphs.geometry import Geometry
 from mla_runtime.manifest import Precision as Formats
 
@@ -62,7 +63,7 @@ class Rounded:
 def counterpart(formats: Formats) -> Rounded | None:
     """Give the counterpart of a bundle with these formats; None for one in floats throughout."""
     bits = {"int8": 8, "int4": 4}.get(formats.weights)
-    latent, rope = formats.cache == "int8", formats.rope == "int8"
+    latent, rope = formats.cache in BYTES, formats.rope in BYTES
     if bits is None and not latent:
         return None
     compute: Precision = "float16" if formats.compute == "float16" else "float32"

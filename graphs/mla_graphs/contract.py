@@ -12,6 +12,7 @@ from typing import Literal
 from mla_graphs.geometry import Absorb, Float, Geometry, RowType
 
 Dim = int | str
+BYTES = ("int8", "uint8")  # row types that have a scale beside them
 RowKind = Literal["latent", "latent_scale", "rope", "rope_scale", "key", "value"]
 
 
@@ -19,16 +20,17 @@ RowKind = Literal["latent", "latent_scale", "rope", "rope_scale", "key", "value"
 class CacheTypes:
     """What the rows of a cache are stored as; `rope` is the rotary key's part.
 
-    An int8 row has a float32 scale of its own: value = code · scale, codes from -127 to 127. Rows of keys
-    and values a head (the expanded form) are floats of the type `latent`.
+    A row of 8 bits has a float32 scale of its own: value = code · scale, codes from -127 to 127 in int8; in
+    uint8, which some processors multiply faster, they are stored 128 higher. Rows of keys and values a head
+    (the expanded form) are floats of the type `latent`.
     """
 
     latent: RowType
     rope: RowType
 
     def __post_init__(self) -> None:
-        if self.rope == "int8" and self.latent != "int8":
-            raise ValueError("rotary keys are int8 only beside latent rows in int8")
+        if self.rope in BYTES and self.latent != self.rope:
+            raise ValueError(f"rotary keys are {self.rope} only beside latent rows of that type")
 
     @classmethod
     def of(cls, dtype: Float) -> CacheTypes:
@@ -93,9 +95,14 @@ def _rows(geometry: Geometry, absorb: Absorb, types: CacheTypes) -> dict[RowKind
 
 def _scaled(kind: RowKind, scale_kind: RowKind, row: _Row) -> dict[RowKind, _Row]:
     """Give a row, and behind it the scale that an int8 row has."""
-    if row.dtype != "int8":
+    if row.dtype not in BYTES:
         return {kind: row}
-    codes = _Row("int8", row.shape, f"{row.meaning}, as codes of -127 to 127: value = code · {scale_kind}")
+    code = (
+        "codes of -127 to 127: value = code"
+        if row.dtype == "int8"
+        else "codes of 1 to 255: value = (code - 128)"
+    )
+    codes = _Row(row.dtype, row.shape, f"{row.meaning}, as {code} · {scale_kind}")
     return {
         kind: codes,
         scale_kind: _Row("float32", (), f"scale of the row in {kind}: its largest magnitude / 127"),

@@ -13,7 +13,7 @@ LayerKind = Literal["dense", "moe"]
 Absorb = Literal["factored", "merged", "expanded"]
 Phase = Literal["step", "prompt"]
 Float = Literal["float32", "float16"]
-RowType = Literal["float32", "float16", "int8"]
+RowType = Literal["float32", "float16", "int8", "uint8"]
 
 
 @dataclass(frozen=True, slots=True)

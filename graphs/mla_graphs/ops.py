@@ -141,8 +141,8 @@ _ALL = (
         ("x",),
         ("codes", "scale"),
         (),
-        "x [B,S,C] as int8 codes of -127 to 127 and a float32 scale a row [B,S]: scale = max |x| / 127, "
-        "codes = round(x / scale), ties to even; a row of zeros has codes of zero.",
+        "x [B,S,C] as codes of -127 to 127 (int8, or uint8 and 128 higher) and a float32 scale a row [B,S]: "
+        "scale = max |x| / 127, codes = round(x / scale), ties to even; a row of zeros has codes of zero.",
     ),
     Operator(
         "HeadAttention",

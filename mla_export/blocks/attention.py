@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mla_export.blocks.basic import Linear, RMSNorm, emit, weight
 from mla_export.plan import Plan
+from mla_graphs.contract import BYTES
 from mla_graphs.geometry import Phase, RowType
 
 
@@ -95,10 +96,10 @@ class Attention(nn.Module):
         return [self.o_proj(self._merge("heads_joined", context)), *rows]
 
     def _stored(self, name: str, dtype: RowType, rows: Tensor) -> list[Tensor]:
-        """Give new rows [B,S,·] as the cache stores them: floats, or int8 codes and scales [B,S]."""
-        if dtype != "int8":
+        """Give new rows [B,S,·] as the cache stores them: floats, or codes and scales [B,S]."""
+        if dtype not in BYTES:
             return [rows]
-        results = ((torch.int8, rows.shape), (torch.float32, rows.shape[:2]))
+        results = ((getattr(torch, dtype), rows.shape), (torch.float32, rows.shape[:2]))
         return emit("QuantizeRows", (rows,), f"attention.{name}_int8", *results)
 
     def _seen(self, past: Sequence[Tensor], new: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -106,10 +107,10 @@ class Attention(nn.Module):
 
         New rows are attended to as they are stored, so that a prompt in pieces gives what the whole gives.
         """
-        rope = 2 if self.cache.latent == "int8" else 1
+        rope = 2 if self.cache.latent in BYTES else 1
         seen = [past[0], past[rope], new[0], new[rope]]
-        of_latent = [past[1], new[1]] if self.cache.latent == "int8" else []
-        of_rope = [past[3], new[3]] if self.cache.rope == "int8" else []
+        of_latent = [past[1], new[1]] if self.cache.latent in BYTES else []
+        of_rope = [past[3], new[3]] if self.cache.rope in BYTES else []
         return seen, [*of_latent, *of_rope]
 
     def _expanded(

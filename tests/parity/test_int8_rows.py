@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 import mla_runtime
+from mla_graphs.lowering.builder import Builder, Constants
+from mla_graphs.lowering.ort_cpu.attention import Integers
+from mla_graphs.lowering.portable.int8 import Stored
 from mla_runtime.errors import NumericsError
 from tests.checkpoints import FAMILIES
 from tests.parity.raw_graph import RawGraph
@@ -13,6 +18,8 @@ from tests.parity.witness import nmse, token_ids
 
 LATENT = {"cache": "int8"}
 BOTH = {"cache": "int8", "cache_rope": "int8"}
+ORT_CPU = {"target": "ort-cpu", "cache": "int8"}
+ORT_CPU_BOTH = ORT_CPU | {"cache_rope": "int8"}
 MANY = 30  # queries from which on the prompt graph rebuilds keys and values
 
 
@@ -35,6 +42,63 @@ def test_logits_are_those_of_a_model_with_rounded_latents(witness, bundle, famil
     assert off.max() < 1.01
     assert (off > 0.01).sum() <= 2
     assert found["present.0.rope"].dtype == np.float32
+
+
+@pytest.mark.parametrize("queries", [3, MANY])
+@pytest.mark.parametrize("forms", [ORT_CPU, ORT_CPU_BOTH], ids=["latent", "latent and rope"])
+@pytest.mark.parametrize("family", ["deepseek_v2", "minicpm3"])
+def test_integer_products_do_what_the_rounding_of_rows_does_and_little_more(
+    witness, bundle, family, forms, queries
+):
+    """On ort-cpu queries are rounded to int8 too, which is as much again as the rows' own rounding."""
+    w = witness(family)
+    ids = token_ids(w.geometry.vocab_size, MANY + queries)
+    graph = RawGraph(bundle(family, forms=forms), "step")
+    past = graph([ids[:MANY]])
+    rows = {t.past: past[t.present] for t in graph.bundle.cache}
+    found = graph([ids[MANY:]], past=rows, past_lengths=[MANY])
+    parts = ("latent", "rope") if forms is ORT_CPU_BOTH else ("latent",)
+    plain, rounded = w.oracle(ids).logits[MANY:], w.int8_oracle(*parts)(ids).logits[MANY:]
+    errors = [((x - plain) ** 2).sum(axis=1) for x in (found["logits"], rounded)]
+    assert np.median(errors[0]) < 4 * np.median(errors[1])
+    assert past["present.0.latent"].dtype == np.uint8
+    assert past["present.0.latent"].min() >= 1
+
+
+def test_many_small_probabilities_keep_their_weight():
+    """One row that takes nearly all, and thousands that share the rest: 8 bits would lose them."""
+    rng = np.random.default_rng(0)
+    probabilities = np.full((1, 2, 4096), 0.1 / 4095, dtype=np.float32)
+    probabilities[:, :, 7] = 0.9
+    codes = rng.integers(1, 256, (1, 4096, 16)).astype(np.uint8)
+    scale = rng.uniform(0.5, 1.5, (1, 4096)).astype(np.float32)
+    found = integer_context(probabilities, codes, scale)
+    want = probabilities.astype(float) @ ((codes - 128.0) * scale[..., None])
+    without_the_tail = 0.9 * (codes[:, 7] - 128.0) * scale[:, 7]
+    assert nmse(found, want) < 1e-6
+    assert nmse(np.broadcast_to(without_the_tail[:, None], want.shape), want) > 1e-6
+
+
+def integer_context(probabilities: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Run `Integers.context` alone."""
+    arrays = {"p": probabilities, "c": codes, "s": scale}
+    values = {
+        name: ir.Value(
+            name=name, shape=ir.Shape(a.shape), type=ir.TensorType(ir.DataType.from_numpy(a.dtype))
+        )
+        for name, a in arrays.items()
+    }
+    constants = Constants()
+    builder = Builder("x", constants)
+    stored = Stored(values["c"], values["s"])
+    result = Integers().context(builder, values["p"], stored, ir.DataType.FLOAT, "context")
+    graph = ir.Graph(
+        [*values.values()], [result], nodes=builder.nodes, initializers=constants.initializers,
+        opset_imports={"": 20}, name="one",
+    )  # fmt: skip
+    proto = ir.to_proto(ir.Model(graph, ir_version=10))
+    proto.graph.output[0].type.tensor_type.elem_type = 1
+    return ort.InferenceSession(proto.SerializeToString()).run(None, arrays)[0]
 
 
 def test_rotary_keys_in_int8_too(witness, bundle):
@@ -68,16 +132,17 @@ def test_pieces_steps_and_batches_give_what_the_whole_prompt_gives(witness, bund
 
 @pytest.mark.parametrize("phase", ["step", "prompt"])
 @pytest.mark.parametrize("new", [3, MANY])
-def test_rows_beyond_the_length_have_no_say(witness, bundle, phase, new):
+@pytest.mark.parametrize("forms", [BOTH, ORT_CPU_BOTH], ids=["portable", "ort-cpu"])
+def test_rows_beyond_the_length_have_no_say(witness, bundle, phase, new, forms):
     ids = token_ids(witness("deepseek_v3").geometry.vocab_size, 6 + new)
-    graph = RawGraph(bundle("deepseek_v3", forms=BOTH), phase)
+    graph = RawGraph(bundle("deepseek_v3", forms=forms), phase)
     past = graph.empty(1, rows=16)
     first = graph([ids[:6]])
     for tensor in graph.bundle.cache:
         past[tensor.past][:, :6] = first[tensor.present]
     clean = graph([ids[6:]], past=past, past_lengths=[6])
     for rows in past.values():
-        rows[:, 6:] = 127 if rows.dtype == np.int8 else 1e30
+        rows[:, 6:] = 127 if rows.dtype.itemsize == 1 else 1e30
     poisoned = graph([ids[6:]], past=past, past_lengths=[6])
     for name, value in clean.items():
         np.testing.assert_array_equal(poisoned[name], value, err_msg=name)

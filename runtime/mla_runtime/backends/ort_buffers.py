@@ -188,8 +188,9 @@ class BucketBuffers(_Buffers):
 
 def _stand_in(random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Draw rows [n, *row]: codes of int8 rows, their scales (which have no axis of their own), or floats."""
-    if dtype == np.int8:
-        return random.integers(-127, 128, shape, dtype=np.int8)
+    if dtype.itemsize == 1:
+        lowest = 1 if dtype == np.uint8 else -127
+        return random.integers(lowest, lowest + 255, shape, dtype=dtype)
     if len(shape) == 1:
         return np.full(shape, 1 / 32, dtype=dtype)
     return random.standard_normal(shape, dtype=np.float32).astype(dtype)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from mla_graphs.geometry import Phase
 from mla_graphs.lowering import portable
 from mla_graphs.lowering.builder import Rule
-from mla_graphs.lowering.ort_cpu import experts, matrices
+from mla_graphs.lowering.ort_cpu import attention, experts, matrices
 
 __all__ = ["rules"]
 
 
 def rules(phase: Phase) -> dict[str, Rule]:
     """Give the rule of each operator; what is not written here is as in `portable`."""
-    return {**portable.rules(phase), **matrices.RULES, **experts.RULES}
+    return {**portable.rules(phase), **attention.RULES, **matrices.RULES, **experts.RULES}

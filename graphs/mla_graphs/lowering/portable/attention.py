@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import onnx_ir as ir
 
@@ -22,7 +23,7 @@ _TO_THE_END = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class Rows:
     """What is attended to: rows of the cache [B,T,·] and the new rows [B,S,·]."""
 
     past_latent: Stored
@@ -31,14 +32,46 @@ class _Rows:
     rope: Stored
 
     @classmethod
-    def of(cls, rows: Sequence[ir.Value], scales: Sequence[ir.Value]) -> _Rows:
+    def of(cls, rows: Sequence[ir.Value], scales: Sequence[ir.Value]) -> Rows:
         """Pair past latent, past rope, latent, rope with the scales, as far as there are, in their order."""
         latent, new_latent, rope, new_rope = (*scales, None, None, None, None)[:4]
         return cls(*(Stored(*pair) for pair in zip(rows, (latent, rope, new_latent, new_rope), strict=True)))
 
 
+class Arithmetic(Protocol):
+    """How queries meet rows. `dtype` is what attention computes in, `name` begins the names of nodes."""
+
+    def scores(self, b: Builder, query: ir.Value, rows: Stored, dtype: ir.DataType, name: str) -> ir.Value:
+        """Give scores [B,H·S,T] of queries [B,H·S,·]; float32 where rows have scales."""
+
+    def context(
+        self, b: Builder, probabilities: ir.Value, rows: Stored, dtype: ir.DataType, name: str
+    ) -> ir.Value:
+        """Give the sum of rows [B,H·S,C] by probabilities [B,H·S,T], float32 where rows have scales."""
+
+
+class Floats:
+    """Rows are read as floats; scales are folded into scores and probabilities."""
+
+    def scores(self, b: Builder, query: ir.Value, rows: Stored, dtype: ir.DataType, name: str) -> ir.Value:
+        """Multiply with the rows, then by their scales."""
+        codes = int8.codes(b, rows, dtype, f"{name}_rows")
+        found = b.op("MatMul", query, b.op("Transpose", codes, perm=[0, 2, 1], name=f"{name}_t"), name=name)
+        return int8.scaled_scores(b, found, rows, dtype, name) if rows.scale else found
+
+    def context(
+        self, b: Builder, probabilities: ir.Value, rows: Stored, dtype: ir.DataType, name: str
+    ) -> ir.Value:
+        """Multiply by the scales, then with the rows."""
+        if not rows.scale:
+            return b.op("MatMul", probabilities, rows.rows, name=name)
+        part = int8.scaled_probabilities(b, probabilities, rows, dtype, name)
+        found = b.op("MatMul", part, int8.codes(b, rows, dtype, f"{name}_rows"), name=name)
+        return int8.unscaled_context(b, found, dtype, name)
+
+
 @dataclass(frozen=True, slots=True)
-class _Form:
+class Form:
     """The type that attention computes in, its softmax scale, H and C."""
 
     dtype: ir.DataType
@@ -48,7 +81,7 @@ class _Form:
 
 
 @dataclass(frozen=True, slots=True)
-class _Masks:
+class Masks:
     """What `Visibility` gives."""
 
     visible: ir.Value
@@ -106,19 +139,25 @@ def _parts(b: Builder, probabilities: ir.Value, split: ir.Value, axis: int) -> t
 
 
 def _latent_attention(b: Builder, call: Call) -> Values:
+    return latent_attention(b, call, Floats())
+
+
+def latent_attention(b: Builder, call: Call, arithmetic: Arithmetic) -> Values:
+    """Attend to latent rows throughout."""
     q_latent, q_rope, *rest = call.inputs
-    rows, masks = _Rows.of(rest[:4], rest[8:]), _Masks(*rest[4:8])
-    form = _Form(call.dtype(), call.number("scale"), call.integer("heads"), call.size(2, 2))
-    return [_attend_to_latent(b, q_latent, q_rope, rows, masks, form)]
+    rows, masks = Rows.of(rest[:4], rest[8:]), Masks(*rest[4:8])
+    form = Form(call.dtype(), call.number("scale"), call.integer("heads"), call.size(2, 2))
+    return [attend_to_latent(b, q_latent, q_rope, rows, masks, form, arithmetic)]
 
 
-def _attend_to_latent(
+def attend_to_latent(
     b: Builder,
     q_latent: ir.Value,
     q_rope: ir.Value,
-    rows: _Rows,
-    masks: _Masks,
-    form: _Form,
+    rows: Rows,
+    masks: Masks,
+    form: Form,
+    arithmetic: Arithmetic,
 ) -> ir.Value:
     """Attend in the latent space, from [B,H,S,C] to the same.
 
@@ -132,21 +171,9 @@ def _attend_to_latent(
             "Reshape", b.op("Mul", x, b.number(scale, dtype), name=f"{name}_scaled"), masks.fold, name=name
         )
 
-    def scores(query: ir.Value, rows: Stored, name: str) -> ir.Value:
-        codes = int8.codes(b, rows, dtype, f"{name}_rows")
-        found = b.op("MatMul", query, b.op("Transpose", codes, perm=[0, 2, 1], name=f"{name}_t"), name=name)
-        return int8.scaled_scores(b, found, rows, dtype, name) if rows.scale else found
-
-    def context(part: ir.Value, rows: Stored, name: str) -> ir.Value:
-        if not rows.scale:
-            return b.op("MatMul", part, rows.rows, name=name)
-        part = int8.scaled_probabilities(b, part, rows, dtype, name)
-        found = b.op("MatMul", part, int8.codes(b, rows, dtype, f"{name}_rows"), name=name)
-        return int8.unscaled_context(b, found, dtype, name)
-
     def both(latent: Stored, rope: Stored, name: str) -> ir.Value:
         first, second = (
-            scores(query, rows, f"{name}_{kind}_scores")
+            arithmetic.scores(b, query, rows, dtype, f"{name}_{kind}_scores")
             for query, rows, kind in ((q_latent, latent, "latent"), (q_rope, rope, "rope"))
         )
         if latent.scale and not rope.scale:
@@ -164,22 +191,26 @@ def _attend_to_latent(
     past_part, new_part = _parts(b, probabilities, masks.split, axis=2)
     found = b.op(
         "Add",
-        context(past_part, rows.past_latent, "past_context"),
-        context(new_part, rows.latent, "new_context"),
+        arithmetic.context(b, past_part, rows.past_latent, dtype, "past_context"),
+        arithmetic.context(b, new_part, rows.latent, dtype, "new_context"),
         name="context",
     )
     return b.op("Reshape", found, b.ints(0, form.heads, -1, form.latent), name="heads")  # [B,H,S,C]
 
 
 def _prompt_attention(b: Builder, call: Call) -> Values:
+    return prompt_attention(b, call, Floats())
+
+
+def prompt_attention(b: Builder, call: Call, arithmetic: Arithmetic) -> Values:
     """Choose by the number of queries; both forms give the same."""
     q_nope, q_rope, *rest = call.inputs
-    rows, masks = _Rows.of(rest[:4], rest[10:]), _Masks(*rest[6:10])
+    rows, masks = Rows.of(rest[:4], rest[10:]), Masks(*rest[6:10])
     w_uk, w_uv = rest[4:6]
-    form = _Form(call.dtype(), call.number("scale"), call.integer("heads"), call.size(2, 2))
+    form = Form(call.dtype(), call.number("scale"), call.integer("heads"), call.size(2, 2))
     few = b.inner("latent")
     absorbed = few.op("MatMul", q_nope, w_uk, name="absorb_k")  # [B,H,S,C]
-    context = _attend_to_latent(few, absorbed, q_rope, rows, masks, form)
+    context = attend_to_latent(few, absorbed, q_rope, rows, masks, form, arithmetic)
     few_result = few.op("MatMul", context, w_uv, name="absorb_v")  # [B,H,S,D]
     many = b.inner("rebuilt")
     many_result = _attend_to_rebuilt(many, q_nope, q_rope, rows, (w_uk, w_uv), masks, form)
@@ -209,10 +240,10 @@ def _attend_to_rebuilt(
     b: Builder,
     q_nope: ir.Value,
     q_rope: ir.Value,
-    rows: _Rows,
+    rows: Rows,
     weights: tuple[ir.Value, ir.Value],
-    masks: _Masks,
-    form: _Form,
+    masks: Masks,
+    form: Form,
 ) -> ir.Value:
     """Rebuild keys as [B,H,P,T], the way the scores read them, so that no weight is transposed."""
     w_uk, w_uv = weights

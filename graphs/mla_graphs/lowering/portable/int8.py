@@ -1,4 +1,4 @@
-"""Rows of a cache in int8: one scale a token, folded into scores and probabilities.
+"""Rows of a cache in 8 bits: one scale a token, folded into scores and probabilities.
 
 A row's value is code · scale. A query's score with it is (query · code) · scale, and what it adds to the
 context is (probability · scale) · code, so that no row is ever written out in floats.
@@ -27,7 +27,7 @@ _FP16_FACTOR = 16.0
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Rows [B,T,·] as a cache stores them: floats, or int8 codes with their scales [B,T]."""
+    """Rows [B,T,·] as a cache stores them: floats, or codes of 8 bits with their scales [B,T]."""
 
     rows: ir.Value
     scale: ir.Value | None
@@ -50,7 +50,14 @@ def codes(b: Builder, stored: Stored, dtype: ir.DataType, name: str) -> ir.Value
     """
     if stored.scale is None:
         return stored.rows
-    return b.op("DequantizeLinear", stored.rows, b.number(1.0, dtype), b.int8(0), name=name)
+    return b.op("DequantizeLinear", stored.rows, b.number(1.0, dtype), zero_point(b, stored.rows), name=name)
+
+
+def zero_point(b: Builder, codes: ir.Value | None) -> ir.Value:
+    """Give the code that stands for zero: 0 in int8, 128 in uint8."""
+    if codes is None or codes.dtype is None:
+        raise ValueError("codes have no type")
+    return b.byte(0 if codes.dtype == ir.DataType.INT8 else 128, codes.dtype)
 
 
 def scaled_scores(b: Builder, scores: ir.Value, stored: Stored, dtype: ir.DataType, name: str) -> ir.Value:
@@ -92,7 +99,8 @@ def _quantize_rows(b: Builder, call: Call) -> Values:
     scale = b.op("Max", scale, b.number(SMALLEST_SCALE, _FLOAT), name="scale")  # [B,S]
     ratio = b.op("Div", x, b.op("Unsqueeze", scale, b.ints(2), name="scale_column"), name="ratio")
     # Rounds to even and saturates; |ratio| is at most 127 but for the last bit of the division.
-    return [b.op("QuantizeLinear", ratio, b.number(1.0, _FLOAT), b.int8(0), name="codes"), scale]
+    zero = zero_point(b, call.node.outputs[0])
+    return [b.op("QuantizeLinear", ratio, b.number(1.0, _FLOAT), zero, name="codes"), scale]
 
 
 RULES = {"QuantizeRows": _quantize_rows}
