@@ -164,7 +164,7 @@ def test_target_is_checked_before_any_work(checkpoint, bundle, tmp_path):
         export(checkpoint, bundle)
     with pytest.raises(ConfigError, match=re.escape("chunk 0 is not in 1 … 512")):
         export(checkpoint, tmp_path / "bundle", chunk=0)
-    with pytest.raises(ConfigError, match="choose factored, merged or expanded"):
+    with pytest.raises(ConfigError, match="absorb 'folded': choose one of factored, merged, expanded"):
         export(checkpoint, tmp_path / "bundle", absorb="folded")
     assert list(tmp_path.iterdir()) == []
 

@@ -21,7 +21,7 @@ FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 @functools.cache
 def session() -> ort.InferenceSession:
     x = ir.Value(name="x", shape=ir.Shape(["B", "S", "C"]), type=ir.TensorType(ir.DataType.FLOAT))
-    made = [ir.Value(name="codes"), ir.Value(name="scale")]
+    made = [ir.Value(name="codes", type=ir.TensorType(ir.DataType.INT8)), ir.Value(name="scale")]
     node = ir.node("QuantizeRows", [x], {"name": "rows"}, domain=ops.DOMAIN, outputs=made)
     graph = ir.Graph([x], made, nodes=[node], opset_imports={"": 20, ops.DOMAIN: 1}, name="rows")
     proto = ir.to_proto(lower(ir.Model(graph, ir_version=10), "portable", "step"))

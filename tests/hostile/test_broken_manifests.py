@@ -55,7 +55,11 @@ BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     ),
     (("outputs", 0, "shape", 1), 0, "outputs[0].shape[1]: 0 is not an integer in [1, 2147483648]"),
     (("cache",), [], "cache: [] is not a list of 1 to 1000000 cache tensors"),
-    (("cache", 3, "dtype"), "float64", "cache[3].dtype: 'float64' is not one of float32, float16, int8, uint8;"),
+    (
+        ("cache", 3, "dtype"),
+        "float64",
+        "cache[3].dtype: 'float64' is not one of float32, float16, int8, uint8;",
+    ),
     (("cache", 3, "dtype"), "int4", "cache[3].dtype: 'int4' is not one of float32, float16, int8, uint8;"),
     (("precision",), {}, "precision: 'cache' is missing"),
     (("precision",), {"compute": "float32"}, "precision: 'cache' is missing"),
