@@ -23,7 +23,8 @@ GROUPS = (32, 128)
 class Plan:
     """A geometry in one form of attention, with the types that it computes in, caches and stores.
 
-    `weights` is how matrices are stored, None for floats of the type that is computed in.
+    `weights` is how matrices are stored, None for floats of the type that is computed in; `calibrated` says
+    whether they are rounded by what a text feeds them with.
     """
 
     geometry: Geometry
@@ -32,6 +33,7 @@ class Plan:
     cache: CacheTypes
     weights: Blocks | None
     target: Target
+    calibrated: bool = False
 
     @classmethod
     def floats(cls, geometry: Geometry, absorb: Absorb, dtype: Float, target: Target = "portable") -> Plan:
@@ -50,6 +52,9 @@ class Plan:
             compute=self.compute,
             weights=self.compute if self.weights is None else f"int{self.weights.bits}",
             group=None if self.weights is None else self.weights.group,
+            method=None if self.weights is None else "calibrated" if self.calibrated else "searched",
+            # MatMulNBits rounds what it multiplies, as `lowering/ort_cpu/matrices.py` asks it to
+            activations="int8" if self.weights and self.target == "ort-cpu" else self.compute,
             cache=self.cache.latent,
             rope=self.cache.rope,
         )

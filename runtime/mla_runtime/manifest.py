@@ -25,6 +25,7 @@ PHASES: tuple[Phase, ...] = ("step", "prompt")
 FLOATS = ("float32", "float16")
 ROWS = (*FLOATS, "int8")  # what a cache may hold
 WEIGHTS = (*FLOATS, "int8", "int4")
+METHODS = ("searched", "calibrated")  # ways to round weights
 MAX_RANK = 8
 MAX_TENSORS = 1_000_000
 
@@ -69,21 +70,25 @@ class Graph:
 class Precision:
     """Types of activations, of weights, and of the latent and rotary rows of the cache.
 
-    `group` is how many int8 or int4 weights share a scale; None for weights in floats.
+    `group` is how many int8 or int4 weights share a scale, `method` how they were rounded; None for weights
+    in floats. `activations` is what weights are multiplied with: `compute`, or int8 in the same groups.
     """
 
     compute: str
     weights: str
     group: int | None
+    method: str | None
+    activations: str
     cache: str
     rope: str
 
     @property
     def words(self) -> str:
-        """Say it in words: `float32`, or `float32, int4 weights in groups of 32, cache int8`."""
+        """Say it in words: `float32`, or `float32, calibrated int4 weights in groups of 32, cache int8`."""
         parts = [self.compute]
         if self.weights != self.compute:
-            parts.append(f"{self.weights} weights" + (f" in groups of {self.group}" if self.group else ""))
+            kind = f"calibrated {self.weights}" if self.method == "calibrated" else self.weights
+            parts.append(f"{kind} weights" + (f" in groups of {self.group}" if self.group else ""))
         if self.cache != self.compute:
             parts.append(f"cache {self.cache}" + (" with rotary keys" if self.rope == self.cache else ""))
         return ", ".join(parts)
@@ -207,11 +212,13 @@ def _strings(field: Field) -> dict[str, str]:
 
 
 def _precision(field: Field) -> Precision:
-    f = field.object({"compute", "weights", "group", "cache", "rope"})
+    f = field.object({"compute", "weights", "group", "method", "activations", "cache", "rope"})
     return Precision(
         compute=f["compute"].one_of(*FLOATS),
         weights=f["weights"].one_of(*WEIGHTS),
         group=f["group"].optional(lambda item: item.integer(1, 2**31)),
+        method=f["method"].optional(lambda item: item.one_of(*METHODS)),
+        activations=f["activations"].one_of(*ROWS),
         cache=f["cache"].one_of(*ROWS),
         rope=f["rope"].one_of(*ROWS),
     )
