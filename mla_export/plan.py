@@ -74,6 +74,7 @@ class Forms:
     compute: Float
     weights: Blocks | None
     cache: CacheTypes
+    calibrated: bool
 
     @classmethod
     def choose(
@@ -85,6 +86,8 @@ class Forms:
         group: int,
         cache: str,
         cache_rope: str,
+        *,
+        calibrated: bool,
     ) -> Forms:
         """Check choices against each other; raises `ConfigError` with what goes together."""
         for name, value, known in (
@@ -118,6 +121,8 @@ class Forms:
             raise ConfigError(
                 "--cache-rope int8 goes with --cache int8: rotary keys are the smaller part of a row"
             )
+        if calibrated and weights not in _BITS:
+            raise ConfigError("--calibrate is for weights in int8 or int4; give one of them with --weights")
         types: dict[str, RowType] = {"float": compute, "int8": "int8"}
         return cls(
             target,  # type: ignore[arg-type] # checked above
@@ -125,8 +130,11 @@ class Forms:
             compute,
             Blocks(_BITS[weights], group) if weights in _BITS else None,
             CacheTypes(types[cache], types[cache_rope]),
+            calibrated,
         )
 
     def plan(self, geometry: Geometry) -> Plan:
         """Apply the choices to a model."""
-        return Plan(geometry, self.absorb, self.compute, self.cache, self.weights, self.target)
+        return Plan(
+            geometry, self.absorb, self.compute, self.cache, self.weights, self.target, self.calibrated
+        )

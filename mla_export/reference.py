@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -123,7 +123,7 @@ class Reference:
         layers = self.geometry.num_hidden_layers
         with progress.task("reference, layer by layer", layers * len(lanes)) as advance:
             for layer in range(layers):
-                weights = self._layer_weights(layer)
+                weights = dict(self.tensors(layer))
                 for lane in lanes.values():
                     lane.apply(layer, weights)
                     advance(1)
@@ -147,11 +147,12 @@ class Reference:
         """Give the family's class of transformers by the end of its name, like `DecoderLayer`."""
         return getattr(self._module, self._prefix + name)
 
-    def _layer_weights(self, layer: int) -> dict[str, torch.Tensor]:
+    def tensors(self, layer: int) -> Mapping[str, torch.Tensor]:
+        """Give a layer's tensors by their names within it; each is read when it is asked for."""
         prefix = f"model.layers.{layer}."
-        return {n.removeprefix(prefix): self.read(n) for n in self._names if n.startswith(prefix)}
+        return _Tensors(self, {n.removeprefix(prefix): n for n in self._names if n.startswith(prefix)})
 
-    def layer(self, index: int, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> nn.Module:
+    def layer(self, index: int, weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> nn.Module:
         """Build one decoder layer of the model from its weights."""
         with torch.device("meta"):
             module = self.hf_class("DecoderLayer")(self.config(), index)
@@ -198,12 +199,28 @@ class Reference:
         return self.hf_class("ForCausalLM")(config).to(dtype).eval()
 
 
+class _Tensors(Mapping[str, torch.Tensor]):
+    """Tensors of a checkpoint by shorter names, none of them kept."""
+
+    def __init__(self, reference: Reference, logical: Mapping[str, str]):
+        self._reference, self._logical = reference, logical
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._reference.read(self._logical[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._logical)
+
+    def __len__(self) -> int:
+        return len(self._logical)
+
+
 def _frozen(tensor: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(tensor.to(dtype), requires_grad=False)
 
 
 def _fused(
-    name: str, shape: torch.Size, weights: dict[str, torch.Tensor], dtype: torch.dtype
+    name: str, shape: torch.Size, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> torch.Tensor:
     """Stack the experts' matrices as transformers 5 holds them: gate over up [E, 2I, H], down [E, H, I]."""
     path, kind = name.rsplit(".", 1)

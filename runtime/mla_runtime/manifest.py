@@ -127,6 +127,14 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """The file that weights were calibrated with, by its SHA-256, and how many of its tokens were taken."""
+
+    sha256: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Canary:
     """Prompt ids and the top (id, logit) pairs expected after the prompt and after each greedy step."""
 
@@ -150,6 +158,7 @@ class Manifest:
     cache: tuple[CacheTensor, ...]
     text: TextFiles
     source: Mapping[str, str]
+    calibration: Calibration | None
     canary: Canary | None
     files: Mapping[str, FileEntry]
 
@@ -181,7 +190,7 @@ def parse(raw: Mapping[str, Any], where: str) -> Manifest:
         raise BundleError(msg)
     required = {
         *("format", "generator", "model", "target", "opset", "absorb", "precision", "graphs"),
-        *("inputs", "outputs", "cache", "text", "source", "canary", "files", "sha256"),
+        *("inputs", "outputs", "cache", "text", "source", "calibration", "canary", "files", "sha256"),
     }
     top = Field(raw, where).object(required)
     if top["sha256"].value != digest(raw):
@@ -202,6 +211,7 @@ def parse(raw: Mapping[str, Any], where: str) -> Manifest:
         cache=_cache(top["cache"], model.layers),
         text=_text(top["text"], model.vocab_size),
         source=_strings(top["source"]),
+        calibration=top["calibration"].optional(_calibration),
         canary=top["canary"].optional(lambda field: _canary(field, model)),
         files={name: _file(field) for name, field in top["files"].mapping().items()},
     )
@@ -336,8 +346,17 @@ def _canary(field: Field, model: ModelInfo) -> Canary:
     return canary
 
 
+def _calibration(field: Field) -> Calibration:
+    f = field.object({"sha256", "tokens"})
+    return Calibration(_sha256(f["sha256"]), f["tokens"].integer(1))
+
+
 def _file(field: Field) -> FileEntry:
     f = field.object({"size", "sha256"})
-    if not re.fullmatch("[0-9a-f]{64}", f["sha256"].text()):
-        raise f["sha256"].wrong("64 lower-case hexadecimal digits")
-    return FileEntry(f["size"].integer(0), f["sha256"].value)
+    return FileEntry(f["size"].integer(0), _sha256(f["sha256"]))
+
+
+def _sha256(field: Field) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", field.text()):
+        raise field.wrong("64 lower-case hexadecimal digits")
+    return str(field.value)

@@ -90,6 +90,9 @@ BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("files", "step.onnx", "sha256"), "A" * 64, "is not 64 lower-case hexadecimal digits"),
     (("files", "step.onnx", "size"), -1, "files.step.onnx.size: -1 is not an integer"),
     (("generator",), {"mla-export": 1}, "generator.mla-export: 1 is not a string"),
+    (("calibration",), {"sha256": "0" * 64}, "calibration: 'tokens' is missing"),
+    (("calibration",), {"sha256": "0", "tokens": 1}, "calibration.sha256: '0' is not 64 lower-case"),
+    (("calibration",), {"sha256": "0" * 64, "tokens": 0}, "calibration.tokens: 0 is not an integer in [1,"),
     (("extra",), 1, "unknown key 'extra'"),
 ]
 
@@ -106,7 +109,7 @@ def test_manifest_values(folder: Path, place: tuple[str | int, ...], value: Any,
 
 
 @pytest.mark.parametrize(
-    "key", ["model", "graphs", "cache", "text", "canary", "files", "source", "precision"]
+    "key", ["model", "graphs", "cache", "text", "canary", "files", "source", "calibration", "precision"]
 )
 def test_manifest_keys(folder: Path, key: str) -> None:
     raw = content(folder)

@@ -203,6 +203,7 @@ def manifest(cache: str = "float32") -> dict[str, Any]:
             "stop_ids": [0],
         },
         "source": {},
+        "calibration": None,
         "canary": None,
         "files": {},
     }
