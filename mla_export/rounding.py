@@ -44,7 +44,8 @@ class Rounded:
         parts = [f"int{self.weight_bits} weights"] if self.weight_bits else []
         parts += ["int8 activations"] if self.activations else []
         parts += ["int8 rows"] if self.latent else []
-        return f"{self.precision} with {' and '.join(parts)}, rounded to nearest"
+        words = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+        return f"{self.precision} with {words}, rounded to nearest"
 
     def matrix(self, parameter: str, tensor: Tensor, geometry: Geometry) -> Tensor:
         """Round a matrix [out, in] of what the graph calls `parameter` as far as the bundle does."""
