@@ -104,6 +104,19 @@ def _export(parser: argparse.ArgumentParser) -> None:
         help="inputs that share a scale in int8 and int4 (default: %(default)s)",
     )
     parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="round int8 and int4 weights for what this text, or .json of rows of token ids, feeds them with "
+        "(default: each group of weights for itself)",
+    )
+    parser.add_argument(
+        "--calibrate-tokens",
+        type=number(int, 128, "a whole number of at least 128"),
+        metavar="N",
+        default=32768,
+        help="tokens of it to use (default: %(default)s)",
+    )
+    parser.add_argument(
         "--cache",
         choices=["float", "int8"],
         default="float",

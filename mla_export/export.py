@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -9,13 +10,15 @@ import onnx_ir as ir
 
 from mla_export import canary, progress, publish, weights_file
 from mla_export.assemble import assemble
+from mla_export.calibration_text import DEFAULT_TOKENS, CalibrationText, read_calibration
 from mla_export.checkpoint import Checkpoint
 from mla_export.families import account, family_of
-from mla_export.layout import layout
+from mla_export.layout import Layout, layout
 from mla_export.manifest import Manifest
 from mla_export.overflow import check_range
 from mla_export.params import Recipes
-from mla_export.plan import Forms, Target
+from mla_export.plan import Forms, Plan, Target
+from mla_export.quantiser import Quantiser, WeightErrors, searched
 from mla_export.text_files import read_text_files
 from mla_export.trace import trace
 from mla_graphs.geometry import Absorb, Phase
@@ -51,7 +54,10 @@ def export(
     cache_rope: Literal["float", "int8"] = "float",
     max_context: int | None = None,
     chunk: int | None = None,
+    calibrate: str | Path | None = None,
+    calibrate_tokens: int = DEFAULT_TOKENS,
     force: bool = False,
+    told: Callable[[WeightErrors], None] | None = None,
 ) -> Path:
     """Export the model in the folder `checkpoint` to the bundle `out` and give its path.
 
@@ -61,13 +67,18 @@ def export(
     the type `dtype` too, or int8 with a scale a token (`cache`), and so are the rotary keys (`cache_rope`,
     int8 only beside int8 latents). `max_context` bounds the positions (default: what the model was made
     for), `chunk` how many prompt tokens go through the graph at once (default: 512, or the context where
-    that is less). An existing bundle is replaced only with `force`, and only by a finished one.
+    that is less). `calibrate` is a file that int8 and int4 weights are calibrated with, `calibrate_tokens`
+    how much of it is used (`read_calibration`). An existing bundle is replaced only with `force`, and only by
+    a finished one. `told` is given the errors of the rounded weights.
 
-    Raises ConfigError, CheckpointError or ExportError; `out` is then as it was.
+    Raises ConfigError, CheckpointError, ExportError, and InputError for a file that nothing can be calibrated
+    with; `out` is then as it was.
     """
     folder = Path(out)
     publish.check_target(folder, force=force)
-    forms = Forms.choose(target, absorb, dtype, weights, group, cache, cache_rope)
+    forms = Forms.choose(
+        target, absorb, dtype, weights, group, cache, cache_rope, calibrated=calibrate is not None
+    )
     source = Checkpoint.open(checkpoint)
     family = family_of(source.config)
     geometry = family.geometry(source.config, max_context)
@@ -77,16 +88,23 @@ def export(
         raise ConfigError(f"chunk {chunk} is not in 1 … {geometry.max_context}, the context of this export")
     names = account(source, family, geometry).names
     text = read_text_files(source.path, source.config, geometry.vocab_size)
+    calibration = None
+    if calibrate is not None:
+        calibration = read_calibration(
+            calibrate, calibrate_tokens, text, geometry.vocab_size, geometry.max_context
+        )
     plan = forms.plan(geometry)
     with progress.task("tracing the blocks"):
         traced = trace(plan)
     places = layout(plan, traced)
     publish.check_space(folder, places.nbytes + _MARGIN)
     graphs = GRAPHS[plan.target]
+    errors = WeightErrors()
+    quantiser = errors.watch(_quantiser(source, plan, places, calibration))
     with publish.staged(folder, force=force) as staging:
         recipes = Recipes(geometry, absorb, plan.torch_dtype, lambda name: source.read(names[name]))
         with progress.task("weights", sum(weight.nbytes for weight in places.weights), "bytes") as advance:
-            written = weights_file.write(staging / WEIGHTS, places, recipes, advance)
+            written = weights_file.write(staging / WEIGHTS, places, recipes, advance, quantiser)
         # Where one file serves both phases it is the prompt's graph, which runs for any number of tokens.
         for file, phase in {file: phase for phase, file in graphs.items()}.items():
             model = lower(assemble(plan, phase, traced, places, WEIGHTS), plan.target, phase)
@@ -102,6 +120,7 @@ def export(
             chunk=chunk,
             text=text.entry,
             source=hashes,
+            calibration=calibration.entry if calibration else None,
             files={WEIGHTS: written, **_described(staging)},
         )
         manifest.write(staging / publish.MANIFEST, None)
@@ -110,7 +129,19 @@ def export(
                 check_range(staging / graphs["step"], plan.contract, geometry.vocab_size)
             recorded = _canary(staging)
         manifest.write(staging / publish.MANIFEST, recorded)
+    if told is not None:
+        told(errors)
     return folder
+
+
+def _quantiser(
+    source: Checkpoint, plan: Plan, places: Layout, calibration: CalibrationText | None
+) -> Quantiser:
+    if calibration is None:
+        return searched
+    from mla_export.calibrate import Calibrated  # takes transformers, which a plain export does not
+
+    return Calibrated(source, plan.absorb, plan.geometry.max_context, calibration.windows, places.parameters)
 
 
 def _described(staging: Path) -> dict[str, FileEntry]:

@@ -17,7 +17,7 @@ from mla_export.costs import parameters
 from mla_export.plan import Plan
 from mla_export.trace import OPSET
 from mla_graphs.geometry import Phase
-from mla_runtime.manifest import FORMAT, Canary, FileEntry, digest
+from mla_runtime.manifest import FORMAT, Calibration, Canary, FileEntry, digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Manifest:
     chunk: int
     text: Mapping[str, Any]
     source: Mapping[str, str]
+    calibration: Calibration | None
     files: Mapping[str, FileEntry]
 
     def write(self, path: Path, canary: Canary | None) -> None:
@@ -82,6 +83,7 @@ class Manifest:
             ],
             "text": self.text,
             "source": self.source,
+            "calibration": None if self.calibration is None else dataclasses.asdict(self.calibration),
             "canary": None if canary is None else dataclasses.asdict(canary),
             "files": {name: dataclasses.asdict(entry) for name, entry in sorted(self.files.items())},
         }

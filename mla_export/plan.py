@@ -23,7 +23,8 @@ GROUPS = (32, 128)
 class Plan:
     """A geometry in one form of attention, with the types that it computes in, caches and stores.
 
-    `weights` is how matrices are stored, None for floats of the type that is computed in.
+    `weights` is how matrices are stored, None for floats of the type that is computed in; `calibrated` says
+    whether they are rounded by what a text feeds them with.
     """
 
     geometry: Geometry
@@ -32,6 +33,7 @@ class Plan:
     cache: CacheTypes
     weights: Blocks | None
     target: Target
+    calibrated: bool = False
 
     @classmethod
     def floats(cls, geometry: Geometry, absorb: Absorb, dtype: Float, target: Target = "portable") -> Plan:
@@ -50,6 +52,9 @@ class Plan:
             compute=self.compute,
             weights=self.compute if self.weights is None else f"int{self.weights.bits}",
             group=None if self.weights is None else self.weights.group,
+            method=None if self.weights is None else "calibrated" if self.calibrated else "searched",
+            # MatMulNBits rounds what it multiplies, as `lowering/ort_cpu/matrices.py` asks it to
+            activations="int8" if self.weights and self.target == "ort-cpu" else self.compute,
             cache=self.cache.latent,
             rope=self.cache.rope,
         )
@@ -69,6 +74,7 @@ class Forms:
     compute: Float
     weights: Blocks | None
     cache: CacheTypes
+    calibrated: bool
 
     @classmethod
     def choose(
@@ -80,6 +86,8 @@ class Forms:
         group: int,
         cache: str,
         cache_rope: str,
+        *,
+        calibrated: bool,
     ) -> Forms:
         """Check choices against each other; raises `ConfigError` with what goes together."""
         for name, value, known in (
@@ -113,6 +121,8 @@ class Forms:
             raise ConfigError(
                 "--cache-rope int8 goes with --cache int8: rotary keys are the smaller part of a row"
             )
+        if calibrated and weights not in _BITS:
+            raise ConfigError("--calibrate is for weights in int8 or int4; give one of them with --weights")
         # what ONNX Runtime multiplies fast
         byte: RowType = "uint8" if target == "ort-cpu" else "int8"
         types: dict[str, RowType] = {"float": compute, "int8": byte}
@@ -122,8 +132,11 @@ class Forms:
             compute,
             Blocks(_BITS[weights], group) if weights in _BITS else None,
             CacheTypes(types[cache], types[cache_rope]),
+            calibrated,
         )
 
     def plan(self, geometry: Geometry) -> Plan:
         """Apply the choices to a model."""
-        return Plan(geometry, self.absorb, self.compute, self.cache, self.weights, self.target)
+        return Plan(
+            geometry, self.absorb, self.compute, self.cache, self.weights, self.target, self.calibrated
+        )

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -123,7 +123,7 @@ class Reference:
         layers = self.geometry.num_hidden_layers
         with progress.task("reference, layer by layer", layers * len(lanes)) as advance:
             for layer in range(layers):
-                weights = self._layer_weights(layer)
+                weights = dict(self.tensors(layer))
                 for lane in lanes.values():
                     lane.apply(layer, weights)
                     advance(1)
@@ -147,11 +147,12 @@ class Reference:
         """Give the family's class of transformers by the end of its name, like `DecoderLayer`."""
         return getattr(self._module, self._prefix + name)
 
-    def _layer_weights(self, layer: int) -> dict[str, torch.Tensor]:
+    def tensors(self, layer: int) -> Mapping[str, torch.Tensor]:
+        """Give a layer's tensors by their names within it; each is read when it is asked for."""
         prefix = f"model.layers.{layer}."
-        return {n.removeprefix(prefix): self.read(n) for n in self._names if n.startswith(prefix)}
+        return _Tensors(self, {n.removeprefix(prefix): n for n in self._names if n.startswith(prefix)})
 
-    def layer(self, index: int, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> nn.Module:
+    def layer(self, index: int, weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> nn.Module:
         """Build one decoder layer of the model from its weights."""
         with torch.device("meta"):
             module = self.hf_class("DecoderLayer")(self.config(), index)
@@ -198,12 +199,28 @@ class Reference:
         return self.hf_class("ForCausalLM")(config).to(dtype).eval()
 
 
+class _Tensors(Mapping[str, torch.Tensor]):
+    """Tensors of a checkpoint by shorter names, none of them kept."""
+
+    def __init__(self, reference: Reference, logical: Mapping[str, str]):
+        self._reference, self._logical = reference, logical
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._reference.read(self._logical[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._logical)
+
+    def __len__(self) -> int:
+        return len(self._logical)
+
+
 def _frozen(tensor: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(tensor.to(dtype), requires_grad=False)
 
 
 def _fused(
-    name: str, shape: torch.Size, weights: dict[str, torch.Tensor], dtype: torch.dtype
+    name: str, shape: torch.Size, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> torch.Tensor:
     """Stack the experts' matrices as transformers 5 holds them: gate over up [E, 2I, H], down [E, H, I]."""
     path, kind = name.rsplit(".", 1)
@@ -230,16 +247,19 @@ class _Passage:
         with precision_of(precision) as dtype:
             self.rotary = reference.rotary()
             embed = reference.embedding(dtype)
+            if self.rounded:
+                self._round("embed.weight", embed)
             self.hidden = [embed(torch.tensor([list(row)])) for row in rows]  # [1, S, H]
 
     def apply(self, index: int, weights: dict[str, torch.Tensor]) -> None:
         """Pass every row through layer `index`."""
+        geometry = self.reference.geometry
         with precision_of(self.precision) as dtype:
             if self.rounded:
-                weights = {name: self.rounded.weight(name, tensor) for name, tensor in weights.items()}
+                weights = {n: self.rounded.weight(index, n, t, geometry) for n, t in weights.items()}
             module = self.reference.layer(index, weights, dtype)
             if self.rounded:
-                self.rounded.install(module, self.reference.geometry)
+                self.rounded.install(module, geometry)
             seen: list[Routing] = []
 
             def watch(_module: nn.Module, _inputs: Any, out: tuple[torch.Tensor, ...]) -> None:
@@ -249,27 +269,44 @@ class _Passage:
             gate = getattr(module.mlp, "gate", None)
             if gate is not None:
                 gate.register_forward_hook(watch)
-            for row, hidden in enumerate(self.hidden):
-                positions = torch.arange(hidden.shape[1])[None]
-                # no mask: scaled_dot_product_attention is causal by itself then
-                out = module(
-                    hidden,
-                    attention_mask=None,
-                    position_ids=positions,
-                    position_embeddings=self.rotary(hidden, positions),
-                )
-                self.hidden[row] = out
-                self.routing[row].append(seen.pop() if seen else None)
+            inputs = self.rounded.inputs(index, module, geometry) if self.rounded else nullcontext()
+            with inputs:
+                for row, hidden in enumerate(self.hidden):
+                    self.hidden[row] = causal(module, self.rotary, hidden)
+                    self.routing[row].append(seen.pop() if seen else None)
 
     def finish(self, keep: Sequence[Sequence[int]]) -> list[Pass]:
         """Norm and head of the kept positions."""
         with precision_of(self.precision) as dtype:
             head = self.reference.head(dtype)
-            logits = [
-                head(inputs_embeds=h[:, list(kept)], use_cache=False).logits[0].double().numpy()
-                for h, kept in zip(self.hidden, keep, strict=True)
-            ]
+            inputs: AbstractContextManager[Any] = nullcontext()
+            if self.rounded:
+                self._round("head.weight", head.lm_head)
+                inputs = self.rounded.head(head, self.reference.geometry)
+            with inputs:
+                logits = [
+                    head(inputs_embeds=h[:, list(kept)], use_cache=False).logits[0].double().numpy()
+                    for h, kept in zip(self.hidden, keep, strict=True)
+                ]
         return [Pass(array, tuple(routing)) for array, routing in zip(logits, self.routing, strict=True)]
+
+    def _round(self, parameter: str, module: Any) -> None:
+        assert self.rounded is not None  # noqa: S101 - the caller's to know
+        rounded = self.rounded.matrix(parameter, module.weight, self.reference.geometry)
+        module.weight = nn.Parameter(rounded, requires_grad=False)
+
+
+def causal(layer: nn.Module, rotary: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Run a decoder layer over hidden states [1, S, H] from position 0 on."""
+    positions = torch.arange(hidden.shape[1])[None]
+    # no mask: scaled_dot_product_attention is causal by itself then
+    found: torch.Tensor = layer(
+        hidden,
+        attention_mask=None,
+        position_ids=positions,
+        position_embeddings=rotary(hidden, positions),
+    )
+    return found
 
 
 def parameters(checkpoint: Checkpoint) -> int:

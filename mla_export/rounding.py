@@ -1,17 +1,22 @@
 """The plain counterpart of a quantised bundle: Hugging Face's layers, rounded to nearest.
 
 What the bundle keeps in int8 or int4 is rounded here too, with the largest magnitude of a group as its scale
-and nothing searched or calibrated. Its error is what the formats cost by themselves.
+and nothing searched or calibrated, and so is what is multiplied with it, where the bundle's target does that.
+Its error is what the formats cost by themselves.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mla_export.linears import Linears, parameter_of
+from mla_export.quantize import Bits
+from mla_export.quantize.rule import bits_of
 from mla_graphs.contract import BYTES
 from mla_graphs.geometry import Geometry
 from mla_runtime.manifest import Precision as Formats
@@ -21,11 +26,16 @@ Precision = Literal["float64", "float32", "float16"]
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """A precision to compute in, and what is rounded on the way: weights (bits), latent rows, rotary keys."""
+    """A precision to compute in, and what is rounded on the way.
+
+    Weights to `weight_bits` in groups, as far as `bits_of` says, `activations` to int8 in the same groups
+    where such weights are multiplied with them; `latent` rows and `rope`, the rotary keys, to int8.
+    """
 
     precision: Precision
-    weight_bits: int | None
+    weight_bits: Bits | None
     group: int | None
+    activations: bool
     latent: bool
     rope: bool
 
@@ -33,15 +43,42 @@ class Rounded:
     def name(self) -> str:
         """Say in words what is computed."""
         parts = [f"int{self.weight_bits} weights"] if self.weight_bits else []
+        parts += ["int8 activations"] if self.activations else []
         parts += ["int8 rows"] if self.latent else []
-        return f"{self.precision} with {' and '.join(parts)}, rounded to nearest"
+        words = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+        return f"{self.precision} with {words}, rounded to nearest"
 
-    def weight(self, name: str, tensor: Tensor) -> Tensor:
-        """Round a matrix [out, in] of a layer; what an export keeps in floats at any width stays as it is."""
-        kept = ("mlp.gate.weight", "kv_b_proj.weight", "kv_a_proj_with_mqa.weight")
-        if self.weight_bits is None or tensor.ndim != 2 or name.endswith(kept):
+    def matrix(self, parameter: str, tensor: Tensor, geometry: Geometry) -> Tensor:
+        """Round a matrix [out, in] of what the graph calls `parameter` as far as the bundle does."""
+        bits = self._bits(parameter, geometry)
+        return tensor if bits is None else nearest(tensor, bits, self.group)
+
+    def weight(self, layer: int, name: str, tensor: Tensor, geometry: Geometry) -> Tensor:
+        """Round what the checkpoint calls `name` within `layer`; no norm, no bias, nothing kept in floats."""
+        parameter = parameter_of(name.removesuffix(".weight"))
+        if parameter is None or name.endswith("bias"):
             return tensor
-        return nearest(tensor, self.weight_bits, self.group)
+        return self.matrix(f"layers.{layer}.{parameter}", tensor, geometry)
+
+    def inputs(self, layer: int, module: nn.Module, geometry: Geometry) -> AbstractContextManager[Any]:
+        """Round, inside, what the decoder layer `module` multiplies with its rounded weights."""
+
+        def see(linear: str, _expert: int | None, rows: Tensor) -> Tensor:
+            parameter = parameter_of(linear)
+            if parameter is None or self._bits(f"layers.{layer}.{parameter}", geometry) is None:
+                return rows
+            return nearest(rows, 8, self.group)
+
+        return Linears(module, see) if self.activations else nullcontext()
+
+    def head(self, module: nn.Module, geometry: Geometry) -> AbstractContextManager[Any]:
+        """Round, inside, what goes into the head of `module`, if its weights are rounded."""
+        if not self.activations or self._bits("head.weight", geometry) is None:
+            return nullcontext()
+        return Linears(module, lambda _linear, _expert, rows: nearest(rows, 8, self.group))
+
+    def _bits(self, parameter: str, geometry: Geometry) -> Bits | None:
+        return None if self.weight_bits is None else bits_of(parameter, geometry, self.weight_bits)
 
     def install(self, layer: nn.Module, geometry: Geometry) -> None:
         """Make a decoder layer round the rows that a cache would hold.
@@ -62,12 +99,13 @@ class Rounded:
 
 def counterpart(formats: Formats) -> Rounded | None:
     """Give the counterpart of a bundle with these formats; None for one in floats throughout."""
-    bits = {"int8": 8, "int4": 4}.get(formats.weights)
+    known: dict[str, Bits] = {"int8": 8, "int4": 4}
+    bits = known.get(formats.weights)
     latent, rope = formats.cache in BYTES, formats.rope in BYTES
     if bits is None and not latent:
         return None
     compute: Precision = "float16" if formats.compute == "float16" else "float32"
-    return Rounded(compute, bits, formats.group, latent, rope)
+    return Rounded(compute, bits, formats.group, formats.activations == "int8", latent, rope)
 
 
 def int8_rows(rows: Tensor) -> Tensor:

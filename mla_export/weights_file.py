@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mla_export.layout import ALIGNMENT, Layout, Parameter, Weight
-from mla_export.quantize import Quantized, quantize_blocks
+from mla_export.quantiser import Quantiser, searched
 from mla_export.quantize.pack import matmul_nbits
 from mla_runtime.errors import ExportError
 from mla_runtime.manifest import FileEntry
@@ -26,10 +26,12 @@ def write(
     layout: Layout,
     pieces: Callable[[str], Iterator[Tensor]],
     advance: Callable[[int], None],
+    quantiser: Quantiser = searched,
 ) -> FileEntry:
     """Write the weights to `path` and flush it to the disk; `advance` is told the bytes written.
 
-    `pieces` gives a parameter's data along its first axis. Raises `ExportError` where a value is not
+    `pieces` gives a parameter's data along its first axis, `quantiser` rounds what is in blocks, in the order
+    of the file. Raises `ExportError` where a value is not
     finite in the weight's type, and naming the weight.
     """
     digest = hashlib.sha256()
@@ -56,7 +58,7 @@ def write(
                 put(weight, (_floats(weight, piece) for piece in made))
             else:
                 scales: list[Tensor] = []  # a small part of the codes, which are written as they are made
-                put(places[parameter.name, "codes"], _codes(parameter, made, scales))
+                put(places[parameter.name, "codes"], _codes(parameter, made, scales, quantiser))
                 put(places[parameter.name, "scales"], (_bytes(part) for part in scales))
         size = file.tell()
         file.flush()
@@ -64,20 +66,15 @@ def write(
     return FileEntry(size, digest.hexdigest())
 
 
-def _codes(parameter: Parameter, pieces: Iterator[Tensor], scales: list[Tensor]) -> Iterator[memoryview]:
+def _codes(
+    parameter: Parameter, pieces: Iterator[Tensor], scales: list[Tensor], quantiser: Quantiser
+) -> Iterator[memoryview]:
     """Quantise a parameter piece by piece; give the codes, and put the scales aside."""
-    for piece in pieces:
+    for index, piece in enumerate(pieces):
         matrix = piece if parameter.is_table else piece.reshape(piece.shape[-2:]).T
-        found = _quantized(parameter, matrix)
+        found = quantiser(parameter, matrix, index if len(parameter.shape) == 3 else None)
         scales.append(found.scales)
         yield _bytes(matmul_nbits(found))
-
-
-def _quantized(parameter: Parameter, matrix: Tensor) -> Quantized:
-    """Quantise a matrix [out, in]."""
-    assert parameter.blocks is not None  # noqa: S101 - the caller's to know
-    bits, group = parameter.blocks.bits, parameter.blocks.group
-    return quantize_blocks(matrix, bits, group, scale_dtype=_TORCH[parameter.dtype], name=parameter.name)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

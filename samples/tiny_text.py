@@ -84,3 +84,17 @@ def encode_files(tokenizer: Tokenizer, files: list[str]) -> list[int]:
     end = tokenizer.token_to_id(END)
     encodings = tokenizer.encode_batch(files, add_special_tokens=False)
     return [token for encoding in encodings for token in [*encoding.ids, end]]
+
+
+def calibration_text() -> str:
+    """Join the library's files that the held-out text shares nothing with, of middling size."""
+    held_out = (Path(__file__).parent / "tiny-mla" / "held_out.txt").read_text(encoding="utf-8")
+    return "".join(
+        text for text in without(library_files(), held_out) if 2_000 <= len(text) <= HELD_OUT_LARGEST_FILE
+    )
+
+
+if __name__ == "__main__":  # python samples/tiny_text.py > calibration.txt
+    import sys
+
+    sys.stdout.write(calibration_text())

@@ -25,6 +25,7 @@ PHASES: tuple[Phase, ...] = ("step", "prompt")
 FLOATS = ("float32", "float16")
 ROWS = (*FLOATS, "int8", "uint8")  # what a cache may hold
 WEIGHTS = (*FLOATS, "int8", "int4")
+METHODS = ("searched", "calibrated")  # ways to round weights
 MAX_RANK = 8
 MAX_TENSORS = 1_000_000
 
@@ -69,21 +70,25 @@ class Graph:
 class Precision:
     """Types of activations, of weights, and of the latent and rotary rows of the cache.
 
-    `group` is how many int8 or int4 weights share a scale; None for weights in floats.
+    `group` is how many int8 or int4 weights share a scale, `method` how they were rounded; None for weights
+    in floats. `activations` is what weights are multiplied with: `compute`, or int8 in the same groups.
     """
 
     compute: str
     weights: str
     group: int | None
+    method: str | None
+    activations: str
     cache: str
     rope: str
 
     @property
     def words(self) -> str:
-        """Say it in words: `float32`, or `float32, int4 weights in groups of 32, cache int8`."""
+        """Say it in words: `float32`, or `float32, calibrated int4 weights in groups of 32, cache int8`."""
         parts = [self.compute]
         if self.weights != self.compute:
-            parts.append(f"{self.weights} weights" + (f" in groups of {self.group}" if self.group else ""))
+            kind = f"calibrated {self.weights}" if self.method == "calibrated" else self.weights
+            parts.append(f"{kind} weights" + (f" in groups of {self.group}" if self.group else ""))
         if self.cache != self.compute:
             parts.append(f"cache {self.cache}" + (" with rotary keys" if self.rope == self.cache else ""))
         return ", ".join(parts)
@@ -122,6 +127,14 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """The file that weights were calibrated with, by its SHA-256, and how many of its tokens were taken."""
+
+    sha256: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Canary:
     """Prompt ids and the top (id, logit) pairs expected after the prompt and after each greedy step."""
 
@@ -145,6 +158,7 @@ class Manifest:
     cache: tuple[CacheTensor, ...]
     text: TextFiles
     source: Mapping[str, str]
+    calibration: Calibration | None
     canary: Canary | None
     files: Mapping[str, FileEntry]
 
@@ -176,7 +190,7 @@ def parse(raw: Mapping[str, Any], where: str) -> Manifest:
         raise BundleError(msg)
     required = {
         *("format", "generator", "model", "target", "opset", "absorb", "precision", "graphs"),
-        *("inputs", "outputs", "cache", "text", "source", "canary", "files", "sha256"),
+        *("inputs", "outputs", "cache", "text", "source", "calibration", "canary", "files", "sha256"),
     }
     top = Field(raw, where).object(required)
     if top["sha256"].value != digest(raw):
@@ -197,6 +211,7 @@ def parse(raw: Mapping[str, Any], where: str) -> Manifest:
         cache=_cache(top["cache"], model.layers),
         text=_text(top["text"], model.vocab_size),
         source=_strings(top["source"]),
+        calibration=top["calibration"].optional(_calibration),
         canary=top["canary"].optional(lambda field: _canary(field, model)),
         files={name: _file(field) for name, field in top["files"].mapping().items()},
     )
@@ -207,11 +222,13 @@ def _strings(field: Field) -> dict[str, str]:
 
 
 def _precision(field: Field) -> Precision:
-    f = field.object({"compute", "weights", "group", "cache", "rope"})
+    f = field.object({"compute", "weights", "group", "method", "activations", "cache", "rope"})
     return Precision(
         compute=f["compute"].one_of(*FLOATS),
         weights=f["weights"].one_of(*WEIGHTS),
         group=f["group"].optional(lambda item: item.integer(1, 2**31)),
+        method=f["method"].optional(lambda item: item.one_of(*METHODS)),
+        activations=f["activations"].one_of(*ROWS),
         cache=f["cache"].one_of(*ROWS),
         rope=f["rope"].one_of(*ROWS),
     )
@@ -329,8 +346,17 @@ def _canary(field: Field, model: ModelInfo) -> Canary:
     return canary
 
 
+def _calibration(field: Field) -> Calibration:
+    f = field.object({"sha256", "tokens"})
+    return Calibration(_sha256(f["sha256"]), f["tokens"].integer(1))
+
+
 def _file(field: Field) -> FileEntry:
     f = field.object({"size", "sha256"})
-    if not re.fullmatch("[0-9a-f]{64}", f["sha256"].text()):
-        raise f["sha256"].wrong("64 lower-case hexadecimal digits")
-    return FileEntry(f["size"].integer(0), f["sha256"].value)
+    return FileEntry(f["size"].integer(0), _sha256(f["sha256"]))
+
+
+def _sha256(field: Field) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", field.text()):
+        raise field.wrong("64 lower-case hexadecimal digits")
+    return str(field.value)

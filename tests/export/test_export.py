@@ -51,6 +51,8 @@ def test_manifest_says_what_is_there(bundle, checkpoint):
         "compute": "float32",
         "weights": "float32",
         "group": None,
+        "method": None,
+        "activations": "float32",
         "cache": "float32",
         "rope": "float32",
     }

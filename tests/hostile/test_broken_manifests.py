@@ -61,9 +61,11 @@ BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
         "cache[3].dtype: 'float64' is not one of float32, float16, int8, uint8;",
     ),
     (("cache", 3, "dtype"), "int4", "cache[3].dtype: 'int4' is not one of float32, float16, int8, uint8;"),
-    (("precision",), {}, "precision: 'cache' is missing"),
-    (("precision",), {"compute": "float32"}, "precision: 'cache' is missing"),
+    (("precision",), {}, "precision: 'activations' is missing"),
+    (("precision",), {"compute": "float32"}, "precision: 'activations' is missing"),
     (("precision", "compute"), "int4", "precision.compute: 'int4' is not one of float32, float16;"),
+    (("precision", "method"), "nearest", "precision.method: 'nearest' is not one of searched, calibrated;"),
+    (("precision", "activations"), "int4", "precision.activations: 'int4' is not one of float32, float16,"),
     (("precision", "other"), "float32", "precision: unknown key 'other'"),
     (("cache", 1, "kind"), "replace", "cache[1].kind: 'replace' is not one of append"),
     (("cache", 1, "layer"), 2, "cache[1].layer: 2 is not an integer in [0, 1]"),
@@ -92,6 +94,9 @@ BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("files", "step.onnx", "sha256"), "A" * 64, "is not 64 lower-case hexadecimal digits"),
     (("files", "step.onnx", "size"), -1, "files.step.onnx.size: -1 is not an integer"),
     (("generator",), {"mla-export": 1}, "generator.mla-export: 1 is not a string"),
+    (("calibration",), {"sha256": "0" * 64}, "calibration: 'tokens' is missing"),
+    (("calibration",), {"sha256": "0", "tokens": 1}, "calibration.sha256: '0' is not 64 lower-case"),
+    (("calibration",), {"sha256": "0" * 64, "tokens": 0}, "calibration.tokens: 0 is not an integer in [1,"),
     (("extra",), 1, "unknown key 'extra'"),
 ]
 
@@ -108,7 +113,7 @@ def test_manifest_values(folder: Path, place: tuple[str | int, ...], value: Any,
 
 
 @pytest.mark.parametrize(
-    "key", ["model", "graphs", "cache", "text", "canary", "files", "source", "precision"]
+    "key", ["model", "graphs", "cache", "text", "canary", "files", "source", "calibration", "precision"]
 )
 def test_manifest_keys(folder: Path, key: str) -> None:
     raw = content(folder)

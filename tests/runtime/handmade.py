@@ -172,6 +172,8 @@ def manifest(cache: str = "float32") -> dict[str, Any]:
             "compute": "float32",
             "weights": "float32",
             "group": None,
+            "method": None,
+            "activations": "float32",
             "cache": cache,
             "rope": cache,
         },
@@ -201,6 +203,7 @@ def manifest(cache: str = "float32") -> dict[str, Any]:
             "stop_ids": [0],
         },
         "source": {},
+        "calibration": None,
         "canary": None,
         "files": {},
     }
