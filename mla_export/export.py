@@ -11,6 +11,7 @@ from mla_export import canary, progress, publish, weights_file
 from mla_export.assemble import assemble
 from mla_export.checkpoint import Checkpoint
 from mla_export.families import account, family_of
+from mla_export.layerwise import Layerwise
 from mla_export.layout import layout
 from mla_export.manifest import Manifest
 from mla_export.overflow import check_range
@@ -20,12 +21,9 @@ from mla_export.text_files import read_text_files
 from mla_export.trace import trace
 from mla_graphs.geometry import Absorb, Phase
 from mla_graphs.lowering import lower
-from mla_runtime import backends
-from mla_runtime.bundle import Bundle
 from mla_runtime.errors import ConfigError
 from mla_runtime.integrity import sha256
-from mla_runtime.manifest import Canary, FileEntry
-from mla_runtime.model import Model
+from mla_runtime.manifest import FileEntry
 
 WEIGHTS = "weights.data"
 # The file of each phase's graph. Pre-packed matrices are held once a graph: there one serves both.
@@ -89,12 +87,17 @@ def export(
             written = weights_file.write(staging / WEIGHTS, places, recipes, advance)
         # Where one file serves both phases it is the prompt's graph, which runs for any number of tokens.
         for file, phase in {file: phase for phase, file in graphs.items()}.items():
-            model = lower(assemble(plan, phase, traced, places, WEIGHTS), plan.target, phase)
-            (staging / file).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+            graph = lower(assemble(plan, phase, traced, places, WEIGHTS), plan.target, phase)
+            (staging / file).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
         text.write(staging)
         size = sum(file.stat().st_size for file in source.files())
         with progress.task("hashing the source", size, "bytes") as advance:
             hashes = source.hashes(advance)
+        model = Layerwise(plan, traced, places, staging / WEIGHTS, graphs["step"] == graphs["prompt"])
+        with progress.task("canary"):
+            if plan.compute == "float16":
+                check_range(model)
+            recorded = canary.record(model, chunk)
         manifest = Manifest(
             name=source.path.resolve().name,
             plan=plan,
@@ -104,11 +107,6 @@ def export(
             source=hashes,
             files={WEIGHTS: written, **_described(staging)},
         )
-        manifest.write(staging / publish.MANIFEST, None)
-        with progress.task("canary"):
-            if plan.compute == "float16":
-                check_range(staging / graphs["step"], plan.contract, geometry.vocab_size)
-            recorded = _canary(staging)
         manifest.write(staging / publish.MANIFEST, recorded)
     return folder
 
@@ -120,9 +118,3 @@ def _described(staging: Path) -> dict[str, FileEntry]:
         for path in sorted(staging.iterdir())
         if path.name != WEIGHTS
     }
-
-
-def _canary(staging: Path) -> Canary:
-    """Record the canary. The files were hashed as they were written, so not again here."""
-    bundle = Bundle.open(staging)
-    return canary.record(Model(bundle, backends.load("ort:cpu", bundle, None)))
