@@ -11,6 +11,7 @@ from mla_export import canary, progress, publish, weights_file
 from mla_export.assemble import assemble
 from mla_export.checkpoint import Checkpoint
 from mla_export.families import account, family_of
+from mla_export.journal import WEIGHTS, Journal, fingerprint, resumable
 from mla_export.layerwise import Layerwise
 from mla_export.layout import layout
 from mla_export.manifest import Manifest
@@ -25,7 +26,6 @@ from mla_runtime.errors import ConfigError
 from mla_runtime.integrity import sha256
 from mla_runtime.manifest import FileEntry
 
-WEIGHTS = "weights.data"
 # The file of each phase's graph. Pre-packed matrices are held once a graph: there one serves both.
 GRAPHS: dict[str, dict[Phase, str]] = {
     "portable": {"step": "step.onnx", "prompt": "prompt.onnx"},
@@ -61,6 +61,8 @@ def export(
     for), `chunk` how many prompt tokens go through the graph at once (default: 512, or the context where
     that is less). An existing bundle is replaced only with `force`, and only by a finished one.
 
+    An export that was killed or interrupted is gone on with: weights that it had finished are not made again.
+
     Raises ConfigError, CheckpointError or ExportError; `out` is then as it was.
     """
     folder = Path(out)
@@ -79,12 +81,15 @@ def export(
     with progress.task("tracing the blocks"):
         traced = trace(plan)
     places = layout(plan, traced)
-    publish.check_space(folder, places.nbytes + _MARGIN)
     graphs = GRAPHS[plan.target]
-    with publish.staged(folder, force=force) as staging:
+    identity = fingerprint(source, plan, places)
+    with publish.staged(folder, force=force, keep=lambda old: resumable(old, identity)) as staging:
+        written_before = sum(file.stat().st_size for file in staging.iterdir())
+        publish.check_space(folder, places.nbytes + _MARGIN - written_before)
+        journal = Journal(staging, identity)
         recipes = Recipes(geometry, absorb, plan.torch_dtype, lambda name: source.read(names[name]))
         with progress.task("weights", sum(weight.nbytes for weight in places.weights), "bytes") as advance:
-            written = weights_file.write(staging / WEIGHTS, places, recipes, advance)
+            written = weights_file.write(journal, places, recipes, advance)
         # Where one file serves both phases it is the prompt's graph, which runs for any number of tokens.
         for file, phase in {file: phase for phase, file in graphs.items()}.items():
             graph = lower(assemble(plan, phase, traced, places, WEIGHTS), plan.target, phase)
@@ -98,6 +103,7 @@ def export(
             if plan.compute == "float16":
                 check_range(model)
             recorded = canary.record(model, chunk)
+        journal.remove()
         manifest = Manifest(
             name=source.path.resolve().name,
             plan=plan,
