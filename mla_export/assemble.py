@@ -43,19 +43,48 @@ def assemble(plan: Plan, phase: Phase, traced: TracedModel, layout: Layout, loca
             row.name = spec.present.name
             row.shape = ir.Shape(spec.present.shape)
             present.append(row)
-    tied = {"weight": "embed.weight"} if geometry.tie_word_embeddings else {}
-    (logits,) = stamp(traced.head, [hidden, inputs["logit_rows"]], "head.", tied)
+    (logits,) = stamp(traced.head, [hidden, inputs["logit_rows"]], "head.", tied_names(plan))
     logits.name = "logits"
     logits.shape = ir.Shape(signature.outputs[0].shape)
-    graph = ir.Graph(
-        [*inputs.values(), *past.values()],
-        [logits, *present],
+    graph = _graph(plan, [*inputs.values(), *past.values()], [logits, *present], stamp)
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="mla-export")
+
+
+def assemble_block(
+    plan: Plan,
+    block: Traced,
+    prefix: str,
+    layout: Layout,
+    location: str,
+    renamed: Mapping[str, str] | None = None,
+) -> ir.Model:
+    """Make a model of one traced block: inputs as the block has them, outputs in the block's order.
+
+    Its parameters are found under `prefix`, or `renamed`, and its nodes are named as in the whole model.
+    """
+    stamp = _Stamp(layout, location)
+    inputs = [ir.Value(name=value.name, shape=value.shape, type=value.type) for value in block.graph.inputs]
+    outputs = stamp(block, inputs, prefix, renamed or {})
+    for output, traced in zip(outputs, block.graph.outputs, strict=True):
+        output.name = f"{prefix}{traced.name}"  # an operator's own value may have its name when written out
+    graph = _graph(plan, inputs, outputs, stamp)
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="mla-export")
+
+
+def tied_names(plan: Plan) -> dict[str, str]:
+    """Give the head's parameters that have another name in the model: a tied head's is the embedding's."""
+    return {"weight": "embed.weight"} if plan.geometry.tie_word_embeddings else {}
+
+
+def _graph(plan: Plan, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], stamp: _Stamp) -> ir.Graph:
+    return ir.Graph(
+        inputs,
+        outputs,
         nodes=stamp.nodes,
         initializers=list(stamp.initializers.values()),
         opset_imports={"": OPSET, ops.DOMAIN: ops.VERSION},
-        name=f"{geometry.family}.{plan.absorb}",
+        name=f"{plan.geometry.family}.{plan.absorb}",
     )
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="mla-export")
 
 
 def _initializer(weight: Weight, location: str) -> ir.Value:

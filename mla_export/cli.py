@@ -281,8 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.partition(".")[0] not in EXTRAS:
             return _bug()
         return _fail(not_installed([error.name]), EXIT_CANNOT)
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         abandon_stdout()
         return EXIT_PIPE_CLOSED

@@ -13,6 +13,8 @@ from mla_export.assemble import assemble
 from mla_export.calibration_text import DEFAULT_TOKENS, CalibrationText, read_calibration
 from mla_export.checkpoint import Checkpoint
 from mla_export.families import account, family_of
+from mla_export.journal import WEIGHTS, Journal, fingerprint, resumable
+from mla_export.layerwise import Layerwise
 from mla_export.layout import Layout, layout
 from mla_export.manifest import Manifest
 from mla_export.overflow import check_range
@@ -23,14 +25,10 @@ from mla_export.text_files import read_text_files
 from mla_export.trace import trace
 from mla_graphs.geometry import Absorb, Phase
 from mla_graphs.lowering import lower
-from mla_runtime import backends
-from mla_runtime.bundle import Bundle
 from mla_runtime.errors import ConfigError
 from mla_runtime.integrity import sha256
-from mla_runtime.manifest import Canary, FileEntry
-from mla_runtime.model import Model
+from mla_runtime.manifest import FileEntry
 
-WEIGHTS = "weights.data"
 # The file of each phase's graph. Pre-packed matrices are held once a graph: there one serves both.
 GRAPHS: dict[str, dict[Phase, str]] = {
     "portable": {"step": "step.onnx", "prompt": "prompt.onnx"},
@@ -71,6 +69,8 @@ def export(
     how much of it is used (`read_calibration`). An existing bundle is replaced only with `force`, and only by
     a finished one. `told` is given the errors of the rounded weights.
 
+    An export that was killed or interrupted is gone on with: weights that it had finished are not made again.
+
     Raises ConfigError, CheckpointError, ExportError, and InputError for a file that nothing can be calibrated
     with; `out` is then as it was.
     """
@@ -97,22 +97,31 @@ def export(
     with progress.task("tracing the blocks"):
         traced = trace(plan)
     places = layout(plan, traced)
-    publish.check_space(folder, places.nbytes + _MARGIN)
     graphs = GRAPHS[plan.target]
+    identity = fingerprint(source, plan, places, calibration.entry if calibration else None)
     errors = WeightErrors()
     quantiser = errors.watch(_quantiser(source, plan, places, calibration))
-    with publish.staged(folder, force=force) as staging:
+    with publish.staged(folder, force=force, keep=lambda old: resumable(old, identity)) as staging:
+        written_before = sum(file.stat().st_size for file in staging.iterdir())
+        publish.check_space(folder, places.nbytes + _MARGIN - written_before)
+        journal = Journal(staging, identity)
         recipes = Recipes(geometry, absorb, plan.torch_dtype, lambda name: source.read(names[name]))
         with progress.task("weights", sum(weight.nbytes for weight in places.weights), "bytes") as advance:
-            written = weights_file.write(staging / WEIGHTS, places, recipes, advance, quantiser)
+            written = weights_file.write(journal, places, recipes, advance, quantiser)
         # Where one file serves both phases it is the prompt's graph, which runs for any number of tokens.
         for file, phase in {file: phase for phase, file in graphs.items()}.items():
-            model = lower(assemble(plan, phase, traced, places, WEIGHTS), plan.target, phase)
-            (staging / file).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+            graph = lower(assemble(plan, phase, traced, places, WEIGHTS), plan.target, phase)
+            (staging / file).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
         text.write(staging)
         size = sum(file.stat().st_size for file in source.files())
         with progress.task("hashing the source", size, "bytes") as advance:
             hashes = source.hashes(advance)
+        model = Layerwise(plan, traced, places, staging / WEIGHTS, graphs["step"] == graphs["prompt"])
+        with progress.task("canary"):
+            if plan.compute == "float16":
+                check_range(model)
+            recorded = canary.record(model, chunk)
+        journal.remove()
         manifest = Manifest(
             name=source.path.resolve().name,
             plan=plan,
@@ -123,11 +132,6 @@ def export(
             calibration=calibration.entry if calibration else None,
             files={WEIGHTS: written, **_described(staging)},
         )
-        manifest.write(staging / publish.MANIFEST, None)
-        with progress.task("canary"):
-            if plan.compute == "float16":
-                check_range(staging / graphs["step"], plan.contract, geometry.vocab_size)
-            recorded = _canary(staging)
         manifest.write(staging / publish.MANIFEST, recorded)
     if told is not None:
         told(errors)
@@ -151,9 +155,3 @@ def _described(staging: Path) -> dict[str, FileEntry]:
         for path in sorted(staging.iterdir())
         if path.name != WEIGHTS
     }
-
-
-def _canary(staging: Path) -> Canary:
-    """Record the canary. The files were hashed as they were written, so not again here."""
-    bundle = Bundle.open(staging)
-    return canary.record(Model(bundle, backends.load("ort:cpu", bundle, None)))

@@ -33,13 +33,13 @@ class Manifest:
     calibration: Calibration | None
     files: Mapping[str, FileEntry]
 
-    def write(self, path: Path, canary: Canary | None) -> None:
+    def write(self, path: Path, canary: Canary) -> None:
         """Write the file, with the hash that finds a changed byte in it."""
         content = json.loads(json.dumps(self._content(canary)))
         content["sha256"] = digest(content)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    def _content(self, canary: Canary | None) -> dict[str, Any]:
+    def _content(self, canary: Canary) -> dict[str, Any]:
         plan, g = self.plan, self.plan.geometry
         signature = plan.contract
         return {
@@ -84,6 +84,6 @@ class Manifest:
             "text": self.text,
             "source": self.source,
             "calibration": None if self.calibration is None else dataclasses.asdict(self.calibration),
-            "canary": None if canary is None else dataclasses.asdict(canary),
+            "canary": dataclasses.asdict(canary),
             "files": {name: dataclasses.asdict(entry) for name, entry in sorted(self.files.items())},
         }

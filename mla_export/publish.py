@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,7 @@ MANIFEST = "bundle.json"
 def check_target(out: Path, *, force: bool) -> None:
     """Refuse a target that cannot or may not be replaced; make its parent folder.
 
-    What killed exports to the same name left is removed here, and an old bundle that one of them had
-    moved away is put back.
+    An old bundle that a killed export had moved away is put back here.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +28,7 @@ def check_target(out: Path, *, force: bool) -> None:
         raise ExportError(f"{out}: its folder cannot be made ({cause}); choose another") from cause
     if not os.access(out.parent, os.W_OK):
         raise ExportError(f"{out}: the folder {out.parent} cannot be written to; choose another")
-    _sweep(out)
+    _put_back(out)
     if not out.exists() and not out.is_symlink():
         return
     if not (out.is_dir() and (out / MANIFEST).is_file()) or out.is_symlink():
@@ -47,28 +46,65 @@ def check_space(out: Path, needed: int) -> None:
         raise ExportError(msg)
 
 
+def _nothing(staging: Path) -> frozenset[str]:
+    del staging
+    return frozenset()
+
+
 @contextmanager
-def staged(out: Path, *, force: bool) -> Iterator[Path]:
+def staged(out: Path, *, force: bool, keep: Callable[[Path], frozenset[str]] = _nothing) -> Iterator[Path]:
     """Yield a staging folder beside `out` that becomes `out` when the block ends without an error.
 
     Whatever interrupts it, `out` is then the old folder, the new one, or missing; never a mix. After
-    an error the staging folder is removed; after a kill, the next export of the same name removes it.
+    an error the staging folder is removed. A kill leaves it, and so does Ctrl-C where `keep` names files of
+    it: the next export to the same name takes it over with the files that `keep` then names, or removes it.
     `out` is checked once more before it is replaced: it may have come up since.
     """
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.staging-", dir=out.parent))
-    staging.chmod(0o777 & ~_umask())
+    staging, lock = _staging(out, keep)
+    kept = False
     try:
-        with _owned(staging):
-            yield staging
-            for file in staging.iterdir():
-                _sync(file)
-            _sync(staging)
-            check_target(out, force=force)
-            _replace(staging, out)
+        yield staging
+        for file in staging.iterdir():
+            _sync(file)
+        _sync(staging)
+        check_target(out, force=force)
+        _replace(staging, out)
     except OSError as cause:
         raise ExportError(f"{out}: writing failed ({cause}); nothing was changed there") from cause
+    except KeyboardInterrupt as interrupt:
+        kept = bool(keep(staging))
+        if not kept:
+            raise
+        msg = f"interrupted; what was finished is in {staging}: the same command goes on from there"
+        raise KeyboardInterrupt(msg) from interrupt
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def _staging(out: Path, keep: Callable[[Path], frozenset[str]]) -> tuple[Path, int]:
+    """Give a staging folder and its lock: one to go on with, or a new one. Removes any other left one."""
+    found: tuple[Path, int] | None = None
+    for path in _left(out, "staging"):
+        try:
+            lock = _claim(path)
+        except OSError:
+            continue  # another export's, which is alive
+        names = frozenset() if found else keep(path)
+        if names:
+            found = path, lock
+            for file in path.iterdir():
+                if file.name not in names:
+                    file.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+    if found:
+        return found
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.staging-", dir=out.parent))
+    staging.chmod(0o777 & ~_umask())
+    return staging, _claim(staging)
 
 
 def _sync(path: Path) -> None:
@@ -97,19 +133,22 @@ def _replace(staging: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(out: Path) -> None:
-    """Remove what nobody owns any more; put back an old bundle that a killed export had moved away."""
-    pattern = re.compile(rf"\.{re.escape(out.name)}\.(staging|replaced)-\w+")
-    for path in sorted(out.parent.iterdir()):
-        match = pattern.fullmatch(path.name)
-        if not match or not path.is_dir() or path.is_symlink():
-            continue
+def _left(out: Path, kind: str) -> list[Path]:
+    """Give the folders of a kind that exports to `out` left or are at work in."""
+    pattern = re.compile(rf"\.{re.escape(out.name)}\.{kind}-\w+")
+    found = sorted(path for path in out.parent.iterdir() if pattern.fullmatch(path.name))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
+def _put_back(out: Path) -> None:
+    """Put back an old bundle that a killed export had moved away, or remove it where a new one is there."""
+    for path in _left(out, "replaced"):
         try:
             with _owned(path):
-                if match[1] == "replaced" and not out.exists():
-                    path.rename(out)
-                else:
+                if out.exists():
                     shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.rename(out)
         except OSError:
             continue  # another export's, which is alive
 
@@ -117,12 +156,22 @@ def _sweep(out: Path) -> None:
 @contextmanager
 def _owned(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder that lasts as long as this process, and through renames."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = _claim(folder)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)
+
+
+def _claim(folder: Path) -> int:
+    """Lock a folder and give the descriptor that holds the lock; OSError where another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _umask() -> int:

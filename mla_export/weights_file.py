@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from mla_export.journal import Journal
 from mla_export.layout import ALIGNMENT, Layout, Parameter, Weight
 from mla_export.quantiser import Quantiser, searched
 from mla_export.quantize.pack import matmul_nbits
@@ -22,21 +21,23 @@ _TORCH = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 
 
 def write(
-    path: Path,
+    journal: Journal,
     layout: Layout,
     pieces: Callable[[str], Iterator[Tensor]],
     advance: Callable[[int], None],
     quantiser: Quantiser = searched,
 ) -> FileEntry:
-    """Write the weights to `path` and flush it to the disk; `advance` is told the bytes written.
+    """Write the weights file of `journal` and flush it to the disk; `advance` is told the bytes written.
 
-    `pieces` gives a parameter's data along its first axis, `quantiser` rounds what is in blocks, in the order
-    of the file. Raises `ExportError` where a value is not
-    finite in the weight's type, and naming the weight.
+    What the journal knows to be finished is left as it is. `pieces` gives the data of any other parameter
+    along its first axis, `quantiser` rounds what is in blocks, in the order of the file. Raises `ExportError`
+    where a value is not finite in the weight's type, naming the weight.
     """
-    digest = hashlib.sha256()
     places = {(weight.parameter, weight.part): weight for weight in layout.weights}
-    with path.open("wb") as file:
+    file, digest, finished = journal.open()
+    with file:
+        left = {parameter.name for parameter in layout.parameters[finished:]}
+        advance(sum(weight.nbytes for weight in layout.weights if weight.parameter not in left))
 
         def put(weight: Weight, chunks: Iterator[memoryview]) -> None:
             done = 0
@@ -51,7 +52,7 @@ def write(
             file.write(padding)
             digest.update(padding)
 
-        for parameter in layout.parameters:
+        for parameter in layout.parameters[finished:]:
             made = pieces(parameter.name)
             if parameter.blocks is None:
                 weight = places[parameter.name, "values"]
@@ -60,6 +61,8 @@ def write(
                 scales: list[Tensor] = []  # a small part of the codes, which are written as they are made
                 put(places[parameter.name, "codes"], _codes(parameter, made, scales, quantiser))
                 put(places[parameter.name, "scales"], (_bytes(part) for part in scales))
+            file.flush()
+            journal.add(parameter.name, file.tell(), digest)
         size = file.tell()
         file.flush()
         os.fsync(file.fileno())

@@ -136,9 +136,10 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """Prompt ids and the top (id, logit) pairs expected after the prompt and after each greedy step."""
+    """Ids of a prompt and of steps, and the top (id, logit) pairs after the prompt and after each step."""
 
     prompt_ids: tuple[int, ...]
+    step_ids: tuple[int, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]
 
 
@@ -321,7 +322,7 @@ def _text(field: Field, vocab: int) -> TextFiles:
 
 
 def _canary(field: Field, model: ModelInfo) -> Canary:
-    f = field.object({"prompt_ids", "top"})
+    f = field.object({"prompt_ids", "step_ids", "top"})
 
     def token(item: Field) -> int:
         return item.integer(0, model.vocab_size - 1)
@@ -338,10 +339,12 @@ def _canary(field: Field, model: ModelInfo) -> Canary:
             raise item.wrong("a list of at least one pair of id and logit")
         return pairs
 
-    canary = Canary(f["prompt_ids"].list(token), f["top"].list(entry))
-    if not canary.prompt_ids or not canary.top:
-        raise field.wrong("a canary with prompt ids and expected logits")
-    if len(canary.prompt_ids) + len(canary.top) - 1 > model.max_context:
+    canary = Canary(f["prompt_ids"].list(token), f["step_ids"].list(token), f["top"].list(entry))
+    if not canary.prompt_ids:
+        raise field.wrong("a canary with prompt ids")
+    if len(canary.top) != 1 + len(canary.step_ids):
+        raise field.wrong("a canary with expected logits after the prompt and after each step")
+    if len(canary.prompt_ids) + len(canary.step_ids) > model.max_context:
         raise field.wrong(f"a canary that fits in max_context = {model.max_context}")
     return canary
 

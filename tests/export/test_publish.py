@@ -213,3 +213,48 @@ def test_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="its folder cannot be made"):
         publish.check_target(tmp_path / "file" / "bundle", force=False)
+
+
+def kept(staging: Path) -> frozenset[str]:
+    return frozenset(("half",)) if (staging / "half").exists() else frozenset()
+
+
+def interrupt(out: Path, name: str) -> None:
+    with publish.staged(out, force=True, keep=kept) as staging:
+        (staging / name).write_text("half")
+        (staging / "graph").write_text("stale")
+        raise KeyboardInterrupt
+
+
+def test_interrupted_work_is_named_and_gone_on_with(tmp_path):
+    out = tmp_path / "bundle"
+    with pytest.raises(
+        KeyboardInterrupt, match=r"what was finished is in .*/\.bundle\.staging-.* goes on from"
+    ):
+        interrupt(out, "half")
+    (left,) = tmp_path.iterdir()
+    with publish.staged(out, force=True, keep=kept) as staging:
+        assert staging == left
+        assert [path.name for path in staging.iterdir()] == ["half"]
+        with publish.staged(out, force=True, keep=kept) as other:  # the one at work is left alone
+            assert other != staging
+            (other / "bundle.json").write_text("other")
+        assert (staging / "half").exists()
+        (staging / "half").rename(staging / "bundle.json")
+    assert content(out) == {"half"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_interrupted_work_that_nobody_can_use_is_removed(tmp_path):
+    out = tmp_path / "bundle"
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        interrupt(out, "nothing")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(out, "half")
+    (left,) = tmp_path.iterdir()
+    with publish.staged(out, force=True) as staging:
+        assert staging != left
+        assert not left.exists()
+        (staging / "bundle.json").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -35,6 +35,14 @@ def test_json(folder: Path, text: bytes, message: str) -> None:
     refused(folder, message)
 
 
+def canary(
+    prompt: list[int], steps: list[int], entry: object = ((1, 1.0),), *, entries: int | None = None
+) -> dict[str, object]:
+    """A canary whose expected logits are all `entry`."""
+    count = 1 + len(steps) if entries is None else entries
+    return {"prompt_ids": prompt, "step_ids": steps, "top": [entry] * count}
+
+
 BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("model", "layers"), 0, "model.layers: 0 is not an integer in [1, 100000]"),
     (("model", "vocab_size"), -1, "model.vocab_size: -1 is not an integer in [1, 2147483648]"),
@@ -77,20 +85,15 @@ BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("text", "add_bos"), 1, "text.add_bos: 1 is not true or false"),
     (("text", "tokenizer"), "tokenizer.json", "'tokenizer.json' is used but not listed in files"),
     (("text", "tokens"), {"bos_token": 5}, "text.tokens.bos_token: 5 is not a string that is not empty"),
-    (("canary",), {"prompt_ids": [], "top": [[[1, 1.0]]]}, "is not a canary with prompt ids"),
-    (("canary",), {"prompt_ids": [1], "top": [[]]}, "top[0]: [] is not a list of at least one pair"),
-    (("canary",), {"prompt_ids": [1], "top": [[[1]]]}, "top[0][0]: [1] is not a pair of id and logit"),
-    (("canary",), {"prompt_ids": [1], "top": [[[V, 1.0]]]}, f"canary.top[0][0][0]: {V} is not an integer"),
-    (
-        ("canary",),
-        {"prompt_ids": [1], "top": [[[1, "x"]]]},
-        "top[0][0][1]: 'x' is not a finite number",
-    ),
-    (
-        ("canary",),
-        {"prompt_ids": [1] * 513, "top": [[[1, 1.0]]]},
-        "a canary that fits in max_context = 512",
-    ),
+    (("canary",), {"prompt_ids": [1], "top": [[[1, 1.0]]]}, "canary: 'step_ids' is missing"),
+    (("canary",), canary([], []), "is not a canary with prompt ids"),
+    (("canary",), canary([1], [V]), f"canary.step_ids[0]: {V} is not an integer"),
+    (("canary",), canary([1], [1], entries=1), "with expected logits after the prompt and after each step"),
+    (("canary",), canary([1], [], entry=[]), "top[0]: [] is not a list of at least one pair"),
+    (("canary",), canary([1], [], entry=[[1]]), "top[0][0]: [1] is not a pair of id and logit"),
+    (("canary",), canary([1], [], entry=[[V, 1.0]]), f"canary.top[0][0][0]: {V} is not an integer"),
+    (("canary",), canary([1], [], entry=[[1, "x"]]), "top[0][0][1]: 'x' is not a finite number"),
+    (("canary",), canary([1] * 512, [1]), "a canary that fits in max_context = 512"),
     (("files", "step.onnx", "sha256"), "A" * 64, "is not 64 lower-case hexadecimal digits"),
     (("files", "step.onnx", "size"), -1, "files.step.onnx.size: -1 is not an integer"),
     (("generator",), {"mla-export": 1}, "generator.mla-export: 1 is not a string"),

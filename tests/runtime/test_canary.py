@@ -17,13 +17,12 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
 
 def expected(steps: int = 3) -> dict[str, Any]:
     """A canary from the float64 reference."""
-    ids, top = list(PROMPT), []
-    for _ in range(steps + 1):
-        logits = reference(ids)[-1]
+    step_ids, top = [8, 2, 8][:steps], []
+    for count in range(steps + 1):
+        logits = reference([*PROMPT, *step_ids[:count]])[-1]
         best = np.argsort(-logits)[:5]
         top.append([[int(i), float(logits[i])] for i in best])
-        ids.append(top[-1][0][0])
-    return {"prompt_ids": PROMPT, "top": top}
+    return {"prompt_ids": PROMPT, "step_ids": step_ids, "top": top}
 
 
 def result(folder: Path, canary: dict[str, Any] | None) -> mla_runtime.CanaryResult:
