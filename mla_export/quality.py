@@ -127,9 +127,9 @@ def cut(ids: Sequence[int], size: int, bos: int | None, most: int | None, where:
 def measure(bundle: Bundle, teacher: Teacher, threads: int | None = None) -> Quality:
     """Read the teacher's windows with a bundle whose files were hashed, on ONNX Runtime's CPU provider.
 
-    `threads` are those of the engine (None: its own choice).
-    Raises BackendError for a graph that does not run, BundleError for one whose gates are not where the
-    checkpoint's are, NumericsError for logits that are not finite.
+    `threads` are those of the engine (None: its own choice). Raises BackendError for a graph that does not
+    run, BundleError for one whose gates are not where the checkpoint's are, NumericsError for logits that are
+    not finite.
     """
     probe = Probe(bundle, threads)
     if probe.gates != (gates := tuple(teacher.choices(0))):
@@ -141,22 +141,13 @@ def measure(bundle: Bundle, teacher: Teacher, threads: int | None = None) -> Qua
     rerouted = 0
     total = sum(len(window) - 1 for window in teacher.windows)
     with progress.task("bundle on the text", total) as advance:
-        for index, window in enumerate(teacher.windows):
-            choices = list(teacher.choices(index).values())
-            readings = [Reading(probe, len(window) - 1) for _ in tallies]
-            for start in range(0, len(window) - 1, bundle.chunk):
-                stop = min(start + bundle.chunk, len(window) - 1)
-                wanted = [chosen[start:stop] for chosen in choices]
-                logits, found = readings[0](window[start:stop])
-                got = [logits]
-                if gates:
-                    rerouted += _rerouted(found, wanted)
-                    got.append(readings[1](window[start:stop], wanted)[0])
-                for at, want in _log_probabilities(teacher, index, start, stop):
-                    targets = np.array(window)[at.start + 1 : at.stop + 1]
-                    for tally, logits in zip(tallies, got, strict=True):
-                        tally.add(logits[at.start - start : at.stop - start], want, targets, at)
-                advance(stop - start)
+        for index, start, got, moved in _read(probe, teacher):
+            rerouted += moved
+            for at, want in _log_probabilities(teacher, index, start, start + len(got[0])):
+                targets = np.array(teacher.windows[index][at.start + 1 : at.stop + 1])
+                for tally, logits in zip(tallies, got, strict=True):
+                    tally.add(logits[at.start - start : at.stop - start], want, targets, at)
+            advance(len(got[0]))
     return Quality(
         tokens=total,
         window=max(len(window) - 1 for window in teacher.windows),
@@ -164,6 +155,25 @@ def measure(bundle: Bundle, teacher: Teacher, threads: int | None = None) -> Qua
         pinned=tallies[1].figures() if gates else None,
         rerouted=rerouted / total if gates else None,
     )
+
+
+def _read(probe: Probe, teacher: Teacher) -> Iterator[tuple[int, int, list[Array], int]]:
+    """Read all windows in the bundle's chunks; give window, start, logits, and how many were rerouted.
+
+    The logits [S, V] are those with routing free, and with routing pinned where there are gates.
+    """
+    for index, window in enumerate(teacher.windows):
+        choices = list(teacher.choices(index).values())
+        ids = window[:-1]
+        free, pinned = Reading(probe, len(ids)), Reading(probe, len(ids))
+        for start in range(0, len(ids), probe.bundle.chunk):
+            part = ids[start : start + probe.bundle.chunk]
+            wanted = [chosen[start : start + len(part)] for chosen in choices]
+            logits, found = free(part)
+            if wanted:
+                yield index, start, [logits, pinned(part, wanted)[0]], _rerouted(found, wanted)
+            else:
+                yield index, start, [logits], 0
 
 
 def _rerouted(found: Sequence[Array], wanted: Sequence[Array]) -> int:

@@ -72,6 +72,11 @@ def test_a_bundle_in_floats_is_its_checkpoint(made, family, target):
     assert not found.rerouted
 
 
+def test_keys_and_values_a_head_are_kept_as_well_as_latent_rows(made):
+    found = measure(*parts(made("deepseek_v2", absorb="expanded")))
+    assert max(row.kl_999 for row in found.free) < 1e-6
+
+
 @pytest.mark.parametrize("target", ["portable", "ort-cpu"])
 def test_free_gates_give_what_the_bundle_gives(made, target):
     bundle, ids = made("deepseek_v3", target=target).bundle, np.array([WINDOWS[0]])
