@@ -150,6 +150,20 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=COUNT, metavar="N", default=64, help="greedy steps to compare (default: %(default)s)"
     )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="text in UTF-8 on which to measure quality beside the checkpoint in fp32 (default: none)",
+    )
+    parser.add_argument(
+        "--text-tokens", type=COUNT, metavar="N", help="how many of its tokens to read (default: all)"
+    )
+    parser.add_argument(
+        "--max-kl",
+        type=AMOUNT,
+        metavar="X",
+        help="fail if the mean KL divergence on the text is more, in nats (default: no limit)",
+    )
     _backend(parser)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -70,7 +71,10 @@ def precision_of(precision: Precision) -> Iterator[torch.dtype]:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a gate saw and did: router logits [S, E], and the experts it took [S, k], in ascending order."""
+    """What a gate saw and did: router logits [S, E], and the experts it took [S, k], in ascending order.
+
+    The logits are [S, 0] where only choices were asked for: those of a long text would fill the memory.
+    """
 
     logits: Array
     chosen: Array
@@ -119,7 +123,25 @@ class Reference:
 
         `keep` names the positions of each row whose logits are wanted (default: all).
         """
-        lanes = {p: _Passage(self, p, rows) for p in precisions}
+        lanes = self.passages(rows, precisions)
+        kept = [range(len(row)) for row in rows] if keep is None else keep
+        return {
+            p: [Pass(lane.logits(i, at), tuple(lane.routing[i])) for i, at in enumerate(kept)]
+            for p, lane in lanes.items()
+        }
+
+    def passages(
+        self,
+        rows: Sequence[Sequence[int]],
+        precisions: Sequence[Lane] = ("float32",),
+        *,
+        choices_only: bool = False,
+    ) -> dict[Lane, Passage]:
+        """Run every row of token ids through all layers, and leave the head to who asks for logits.
+
+        `choices_only` keeps of the gates what they chose, and not their logits.
+        """
+        lanes = {p: Passage(self, p, rows, choices_only=choices_only) for p in precisions}
         layers = self.geometry.num_hidden_layers
         with progress.task("reference, layer by layer", layers * len(lanes)) as advance:
             for layer in range(layers):
@@ -127,8 +149,7 @@ class Reference:
                 for lane in lanes.values():
                     lane.apply(layer, weights)
                     advance(1)
-        kept = [range(len(row)) for row in rows] if keep is None else keep
-        return {p: lane.finish(kept) for p, lane in lanes.items()}
+        return lanes
 
     def config(self, **changes: Any) -> Any:
         """Give the model's configuration as transformers' own class."""
@@ -235,11 +256,17 @@ def _fused(
     return fused
 
 
-class _Passage:
-    """The hidden states of all rows on their way through the layers, in one precision."""
+class Passage:
+    """The hidden states of all rows on their way through the layers, in one precision.
 
-    def __init__(self, reference: Reference, lane: Lane, rows: Sequence[Sequence[int]]):
+    `routing[row]` has what the gate of each layer did, None for a dense one.
+    """
+
+    def __init__(
+        self, reference: Reference, lane: Lane, rows: Sequence[Sequence[int]], *, choices_only: bool
+    ):
         self.reference = reference
+        self._choices_only = choices_only
         self.rounded = lane if isinstance(lane, Rounded) else None
         self.precision: Precision = lane.precision if isinstance(lane, Rounded) else lane
         precision = self.precision
@@ -264,7 +291,8 @@ class _Passage:
 
             def watch(_module: nn.Module, _inputs: Any, out: tuple[torch.Tensor, ...]) -> None:
                 logits, _, chosen = out
-                seen.append(Routing(logits.double().numpy(), chosen.sort(dim=-1).values.numpy()))
+                kept = logits[:, :0] if self._choices_only else logits
+                seen.append(Routing(kept.double().numpy(), chosen.sort(dim=-1).values.numpy()))
 
             gate = getattr(module.mlp, "gate", None)
             if gate is not None:
@@ -275,20 +303,21 @@ class _Passage:
                     self.hidden[row] = causal(module, self.rotary, hidden)
                     self.routing[row].append(seen.pop() if seen else None)
 
-    def finish(self, keep: Sequence[Sequence[int]]) -> list[Pass]:
-        """Norm and head of the kept positions."""
+    def logits(self, row: int, at: Sequence[int]) -> Array:
+        """Give the logits [n, V] of a row at the positions `at`, once it has passed all layers."""
+        head, geometry = self._head, self.reference.geometry
+        inputs = self.rounded.head(head, geometry) if self.rounded else nullcontext()
+        with precision_of(self.precision), inputs:
+            hidden = self.hidden[row][:, list(at)]
+            return head(inputs_embeds=hidden, use_cache=False).logits[0].double().numpy()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _head(self) -> Any:
         with precision_of(self.precision) as dtype:
             head = self.reference.head(dtype)
-            inputs: AbstractContextManager[Any] = nullcontext()
             if self.rounded:
                 self._round("head.weight", head.lm_head)
-                inputs = self.rounded.head(head, self.reference.geometry)
-            with inputs:
-                logits = [
-                    head(inputs_embeds=h[:, list(kept)], use_cache=False).logits[0].double().numpy()
-                    for h, kept in zip(self.hidden, keep, strict=True)
-                ]
-        return [Pass(array, tuple(routing)) for array, routing in zip(logits, self.routing, strict=True)]
+        return head
 
     def _round(self, parameter: str, module: Any) -> None:
         assert self.rounded is not None  # noqa: S101 - the caller's to know

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mla_export.compare import Budget, Comparison, Greedy, Verdict
+
+if TYPE_CHECKING:
+    from mla_export.quality import Quality
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of a verification. `budget`, `comparisons` and `greedy` are empty without a checkpoint."""
+    """All of a verification. `budget`, `comparisons` and `greedy` are empty without a checkpoint.
+
+    `quality` is None without a text. It has no verdict of its own: where a limit was given, a check has it.
+    """
 
     bundle: str
     backend: str
@@ -29,6 +35,7 @@ class Report:
     budget: Budget | None
     comparisons: tuple[Comparison, ...]
     greedy: tuple[Greedy, ...]
+    quality: Quality | None
     seconds: float
 
     @property

@@ -1,7 +1,8 @@
 """Prove that a bundle computes what its checkpoint computes.
 
 Without a checkpoint: every file's hash, and the canary. With one: its hashes are those that the bundle was
-made from, and logits and greedy tokens are held against Hugging Face's layers (`mla_export.numerics`).
+made from, and logits and greedy tokens are held against Hugging Face's layers (`mla_export.numerics`). With a
+text too: what the bundle's formats cost on it (`mla_export.quality`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import mla_runtime
 from mla_export import progress
+from mla_export.compare import Verdict
 from mla_export.drive import Drive, drive
 from mla_export.prompts import default_prompts
 from mla_export.report import Check, Report
@@ -23,6 +25,8 @@ from mla_runtime.wording import counted
 if TYPE_CHECKING:
     from mla_export.checkpoint import Checkpoint
     from mla_export.numerics import Numbers
+    from mla_export.quality import Quality
+    from mla_export.reference import Reference
 
 STEPS = 64
 
@@ -34,20 +38,34 @@ def verify(
     prompts: Sequence[Sequence[int]] | None = None,
     steps: int = STEPS,
     backend: str = "ort:cpu",
+    text: str | Path | None = None,
+    text_tokens: int | None = None,
+    max_kl: float | None = None,
 ) -> Report:
     """Verify the bundle in the folder `bundle`, against the folder `checkpoint` where one is given.
 
-    `prompts` are rows of token ids (default: `default_prompts`), each followed by `steps` greedy tokens. The
-    answer is `Report.passed`; a damaged or wrong bundle gives a report that says so. Raises BundleError for
-    what is no bundle at all, InputError or CapacityError for prompts that it cannot take, BackendError,
-    ConfigError or CheckpointError for what cannot be run or read.
+    `prompts` are rows of token ids (default: `default_prompts`), each followed by `steps` greedy tokens. With
+    a file `text` the report says what the bundle's formats cost on it, or on its first `text_tokens`, beside
+    the checkpoint in fp32; more than `max_kl` nats of mean KL fail. The answer is `Report.passed`; a damaged
+    or wrong bundle gives a report that says so. Raises BundleError for what is no bundle at all, InputError
+    or CapacityError for prompts or a text that it cannot take, BackendError, ConfigError or CheckpointError
+    for what cannot be run or read.
     """
     start = time.monotonic()
+    if text is None and not (text_tokens is None and max_kl is None):
+        raise InputError(
+            "a number of tokens and a limit on KL are those of a text; give it too (--text FILE)"
+        )
+    if text is not None and checkpoint is None:
+        raise InputError(f"{text} is read beside the checkpoint; give its folder too (--checkpoint FOLDER)")
     opened = mla_runtime.Bundle.open(bundle)
     source = None if checkpoint is None else _open(checkpoint)
     checks = [_hashes(opened)]
+    windows: list[list[int]] | None = None
     run: Drive | None = None
     if checks[0].verdict == "pass":
+        if text is not None:  # before anything takes long
+            windows = _windows(opened, text, text_tokens)
         if source is not None:
             checks.append(_source(opened, source))
         # the files that were hashed just now, so not again
@@ -56,17 +74,27 @@ def verify(
             if source is not None and all(check.verdict == "pass" for check in checks):
                 chosen = default_prompts(model, steps) if prompts is None else prompts
                 run = drive(model, _fitting(opened, chosen, steps), steps)
+    numbers: Numbers | None = None
+    quality: Quality | None = None
     # the model is closed by now: its weights and the reference's layers are never in memory together
-    numbers = None if run is None or source is None else _hold(opened, source, run)
+    if run is not None and source is not None:
+        reference = _reference(source, opened)
+        numbers = _hold(opened, reference, run)
+        checks += numbers.checks
+        if windows is not None:
+            quality = _quality(opened, reference, windows)
+            if max_kl is not None:
+                checks.append(_mean_kl(quality, max_kl))
     return Report(
         bundle=str(bundle),
         backend=backend,
         precision=opened.manifest.precision.words,
         checkpoint=None if checkpoint is None else str(checkpoint),
-        checks=(*checks, *(numbers.checks if numbers else ())),
+        checks=tuple(checks),
         budget=numbers.budget if numbers else None,
         comparisons=numbers.comparisons if numbers else (),
         greedy=numbers.greedy if numbers else (),
+        quality=quality,
         seconds=time.monotonic() - start,
     )
 
@@ -128,8 +156,32 @@ def _fitting(
     return prompts
 
 
-def _hold(bundle: mla_runtime.Bundle, checkpoint: Checkpoint, run: Drive) -> Numbers:
-    from mla_export.numerics import hold
+def _reference(checkpoint: Checkpoint, bundle: mla_runtime.Bundle) -> Reference:
     from mla_export.reference import Reference
 
-    return hold(run, Reference(checkpoint, bundle.model.max_context), bundle.manifest.precision)
+    return Reference(checkpoint, bundle.model.max_context)
+
+
+def _hold(bundle: mla_runtime.Bundle, reference: Reference, run: Drive) -> Numbers:
+    from mla_export.numerics import hold
+
+    return hold(run, reference, bundle.manifest.precision)
+
+
+def _windows(bundle: mla_runtime.Bundle, text: str | Path, most: int | None) -> list[list[int]]:
+    from mla_export.quality import text_windows
+
+    return text_windows(bundle, text, most)
+
+
+def _quality(bundle: mla_runtime.Bundle, reference: Reference, windows: list[list[int]]) -> Quality:
+    from mla_export.quality import Teacher, measure
+
+    return measure(bundle, Teacher.of(reference, windows))
+
+
+def _mean_kl(quality: Quality, limit: float) -> Check:
+    """Hold the mean KL of the whole text, routing free, against a user's limit."""
+    found = quality.free[0].kl_mean
+    verdict: Verdict = "pass" if found <= limit else "fail"
+    return Check("mean KL on the text", verdict, f"{found:.2e} nats, {limit:.2e} allowed")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -15,18 +16,30 @@ from mla_export.compare import Budget, Verdict
 from mla_export.extras import need
 from mla_export.report import Report
 
+if TYPE_CHECKING:
+    from mla_export.quality import Figures, Quality
+
 STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red", "skipped": "dim"}
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify and print the report; 1 where anything failed."""
     if args.checkpoint is not None:  # before a large bundle is hashed for nothing
-        need("onnxruntime", "torch", "transformers")
+        reading = [] if args.text is None else ["onnx_ir", "tokenizers"]
+        need("onnxruntime", "torch", "transformers", *reading)
     # transformers' remarks on configurations are for those who write them
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from mla_export.verify import verify
 
-    report = verify(args.bundle, args.checkpoint, steps=args.steps, backend=args.backend)
+    report = verify(
+        args.bundle,
+        args.checkpoint,
+        steps=args.steps,
+        backend=args.backend,
+        text=args.text,
+        text_tokens=args.text_tokens,
+        max_kl=args.max_kl,
+    )
     if args.json:
         print_json(report.to_json())
     else:
@@ -39,6 +52,8 @@ def render(report: Report) -> Group:
     parts: list[RenderableType] = [_checks(report)]
     if report.budget is not None:
         parts += [_comparisons(report, report.budget), _greedy(report)]
+    if report.quality is not None:
+        parts += _quality(report.quality)
     parts += [Text(f"behind a near tie of the router: {line}", style="yellow") for line in _excused(report)]
     verdict = "passed" if report.passed else "FAILED"
     if report.passed and report.ambiguous:
@@ -98,6 +113,35 @@ def _greedy(report: Report) -> Table:
     ]
     title = "Greedy tokens against the reference's choice after the same tokens"
     return table(title, header, rows, spare=("tie up to",))
+
+
+def _quality(quality: Quality) -> Iterator[RenderableType]:
+    words = (
+        f"{quality.tokens:,} tokens of text in windows of {quality.window:,}, beside the checkpoint in fp32"
+    )
+    free = words if quality.pinned is None else f"{words}\nrouting free"
+    yield _figures(free, quality.free)
+    if quality.pinned is not None:
+        yield _figures("routing pinned to the checkpoint's choices", quality.pinned)
+        yield Text(f"routed otherwise than the checkpoint, in any layer: {quality.rerouted:.2%} of tokens")
+
+
+def _figures(title: str, found: Sequence[Figures]) -> Table:
+    header = ("position", "tokens", "perplexity", "in fp32", "mean KL", "99 % KL", "99.9 % KL", "same top-1")
+    rows = [
+        (
+            "all" if row is found[0] else f"{row.first:,}-{row.last:,}",
+            f"{row.tokens:,}",
+            f"{row.perplexity:.3f}",
+            f"{row.reference_perplexity:.3f}",
+            f"{row.kl_mean:.1e}",
+            f"{row.kl_99:.1e}",
+            f"{row.kl_999:.1e}",
+            f"{row.same_top:.2%}",
+        )
+        for row in found
+    ]
+    return table(title, header, rows, spare=("in fp32", "tokens"))
 
 
 def _excused(report: Report) -> Iterator[str]:

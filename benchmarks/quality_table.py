@@ -1,0 +1,158 @@
+"""Quality of samples/tiny-mla in every form of its weights and cache: the tables of docs/quality.md.
+
+    python benchmarks/quality_table.py [--tokens N] [--threads N]
+
+Each form is exported to a temporary folder and reads the held-out text, as `mla-export verify --text` does;
+the checkpoint reads it once. The tables in docs/quality.md are replaced; a row is printed when it is done.
+Ends with 1 where a gate is missed with routing free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mla_export.checkpoint import Checkpoint
+from mla_export.export import export
+from mla_export.progress import reporting
+from mla_export.quality import Figures, Quality, Teacher, measure, text_windows
+from mla_export.reference import Reference
+from mla_runtime.bundle import Bundle
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "samples" / "tiny-mla"
+TEXT = SAMPLE / "held_out.txt"
+DOCUMENT = ROOT / "docs" / "quality.md"
+BEGIN, END = "<!-- tables: benchmarks/quality_table.py -->", "<!-- end of tables -->"
+
+# options of an export, by what the table calls them
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "fp32": {"target": "portable"},
+    "int8, groups of 32": {"target": "ort-cpu", "weights": "int8", "group": 32},
+    "int4, groups of 32": {"target": "ort-cpu", "weights": "int4", "group": 32},
+    "int4, groups of 128": {"target": "ort-cpu", "weights": "int4", "group": 128},
+}
+CACHES: dict[str, dict[str, Any]] = {
+    "float": {},
+    "int8": {"cache": "int8"},
+    "int8, rope int8": {"cache": "int8", "cache_rope": "int8"},
+}
+# which form, which figure, and the limit: the least for the same top-1, the most for the others
+GATES: list[tuple[str, str, str, float]] = [
+    ("fp32", "int8", "mean KL", 1e-4),
+    ("fp32", "int8", "99 % KL", 1.5e-4),
+    ("fp32", "int8", "same top-1", 0.995),
+    ("int8, groups of 32", "float", "mean KL", 2e-4),
+    ("int4, groups of 32", "float", "mean KL", 5e-3),
+    ("int4, groups of 128", "float", "mean KL", 5e-3),
+]
+SIZES = ("weights", "cache", "bundle, bytes", "cache row, bytes")
+FIGURES = ("perplexity", "mean KL", "99 % KL", "99.9 % KL", "same top-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A form of the model and what it was measured at; `row_bytes` is what the cache takes a token."""
+
+    weights: str
+    cache: str
+    nbytes: int
+    row_bytes: int
+    quality: Quality
+
+    @property
+    def free(self) -> list[str]:
+        """Cells of the table with routing free."""
+        sizes = [self.weights, self.cache, f"{self.nbytes:,}", f"{self.row_bytes:,}"]
+        return [*sizes, *cells(self.quality.free[0]), f"{self.quality.rerouted or 0:.2%}"]
+
+    @property
+    def pinned(self) -> list[str]:
+        """Cells of the table with routing pinned."""
+        return [self.weights, self.cache, *cells((self.quality.pinned or self.quality.free)[0])]
+
+
+def cells(figures: Figures) -> list[str]:
+    divergences = [f"{kl:.1e}" for kl in (figures.kl_mean, figures.kl_99, figures.kl_999)]
+    return [f"{figures.perplexity:.3f}", *divergences, f"{figures.same_top:.2%}"]
+
+
+def table(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Write a table in Markdown; the first two columns are text."""
+    rule = ["---", "---", *["--:"] * (len(header) - 2)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
+
+
+def row(weights: str, cache: str, teacher: Teacher, folder: Path, threads: int | None) -> Row:
+    """Export one form into `folder` and measure it."""
+    path = export(SAMPLE, folder / "bundle", **WEIGHTS[weights], **CACHES[cache], force=True)
+    bundle = Bundle.open(path)
+    row_bytes = sum(tensor.row_bytes for tensor in bundle.cache)
+    return Row(weights, cache, bundle.nbytes, row_bytes, measure(bundle, teacher, threads))
+
+
+def gates(rows: list[Row]) -> tuple[list[list[str]], bool]:
+    """Give the lines of the table of gates, and whether all are held with routing free."""
+    lines, held = [], True
+    for weights, cache, name, limit in GATES:
+        (found,) = (row.quality for row in rows if (row.weights, row.cache) == (weights, cache))
+        line = [weights, cache, f"{name} {'≥' if name == 'same top-1' else '≤'} {written(name, limit)}"]
+        for figures in (found.free[0], (found.pinned or found.free)[0]):
+            value = {"mean KL": figures.kl_mean, "99 % KL": figures.kl_99, "same top-1": figures.same_top}[
+                name
+            ]
+            holds = value >= limit if name == "same top-1" else value <= limit
+            line.append(written(name, value) + ("" if holds else ", **missed**"))
+        held &= "missed" not in line[3]
+        lines.append(line)
+    return lines, held
+
+
+def written(name: str, value: float) -> str:
+    return f"{value:.2%}" if name == "same top-1" else f"{value:.1e}"
+
+
+def document(rows: list[Row], old: str) -> str:
+    """Put the tables of `rows` in the place of those in `old`."""
+    head, _, rest = old.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    first = rows[0].quality
+    said = (
+        f"{first.tokens:,} positions in windows of {first.window:,}; "
+        f"the checkpoint in fp32 has a perplexity of {first.free[0].reference_perplexity:.3f}."
+    )
+    free = table((*SIZES, *FIGURES, "rerouted"), [row.free for row in rows])
+    pinned = table((*SIZES[:2], *FIGURES), [row.pinned for row in rows])
+    held = table(("weights", "cache", "gate", "routing free", "pinned"), gates(rows)[0])
+    parts = [BEGIN, said, "Routing free:", free, "Routing pinned to the checkpoint's choices:", pinned]
+    parts += ["Gates:", held, END]
+    return head + "\n\n".join(parts) + tail
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=50_000, help="positions of the text to read")
+    parser.add_argument("--threads", type=int, help="of ONNX Runtime")
+    args = parser.parse_args()
+    rows: list[Row] = []
+    teacher: Teacher | None = None
+    with tempfile.TemporaryDirectory() as temporary, reporting():
+        folder = Path(temporary)
+        for weights in WEIGHTS:
+            for cache in CACHES:
+                if teacher is None:  # windows are cut with a bundle's tokenizer; all of them have the same
+                    bundle = Bundle.open(export(SAMPLE, folder / "bundle"))
+                    reference = Reference(Checkpoint.open(SAMPLE), bundle.model.max_context)
+                    teacher = Teacher.of(reference, text_windows(bundle, TEXT, args.tokens))
+                rows.append(row(weights, cache, teacher, folder, args.threads))
+                print(*rows[-1].free, *rows[-1].pinned[2:], sep=" | ", flush=True)
+    DOCUMENT.write_text(document(rows, DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0 if gates(rows)[1] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
