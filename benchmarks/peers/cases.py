@@ -86,7 +86,7 @@ def _ours(shape: str) -> Iterator[Case]:
         if weights == "float" and shape not in _FLOAT32_SHAPES:
             continue
         for cache in ("float", "int8"):
-            options = ["--target", "ort-cpu", "--weights", weights.replace("float", "fp32")]
+            options = ["--target", "ort-cpu", "--weights", weights.replace("float", "fp32"), "--group", "128"]
             if cache == "int8":
                 options += ["--cache", "int8"]
             yield Case(
