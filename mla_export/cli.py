@@ -104,6 +104,11 @@ def _export(parser: argparse.ArgumentParser) -> None:
         help="inputs that share a scale in int8 and int4 (default: %(default)s)",
     )
     parser.add_argument(
+        "--head",
+        choices=["int8", "int4"],
+        help="how the output projection is stored beside int8 and int4 weights (default: int8)",
+    )
+    parser.add_argument(
         "--calibrate",
         metavar="FILE",
         help="round int8 and int4 weights for what this text, or .json of rows of token ids, feeds them with "
@@ -135,7 +140,8 @@ def _export(parser: argparse.ArgumentParser) -> None:
         "--chunk",
         type=COUNT,
         metavar="N",
-        help="most tokens of a prompt that run at once (default: 512, or the context if shorter)",
+        help="most tokens of a prompt that run at once (default: 512, with "
+        "--target ort-cpu 256, or the context if shorter)",
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
 

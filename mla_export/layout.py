@@ -131,5 +131,5 @@ def head_name(geometry: Geometry, name: str) -> str:
 def _blocks(plan: Plan, name: str) -> Blocks | None:
     if plan.weights is None:
         return None
-    bits = bits_of(name, plan.geometry, plan.weights.bits)
+    bits = bits_of(name, plan.geometry, plan.weights.bits, plan.head)
     return None if bits is None else Blocks(bits, plan.weights.group)

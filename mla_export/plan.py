@@ -23,8 +23,8 @@ GROUPS = (32, 128)
 class Plan:
     """A geometry in one form of attention, with the types that it computes in, caches and stores.
 
-    `weights` is how matrices are stored, None for floats of the type that is computed in; `calibrated` says
-    whether they are rounded by what a text feeds them with.
+    `weights` is how matrices are stored, None for floats of the type that is computed in; `head` is the bits
+    of a head of its own then, and `calibrated` says whether they are rounded by what a text feeds them with.
     """
 
     geometry: Geometry
@@ -33,6 +33,7 @@ class Plan:
     cache: CacheTypes
     weights: Blocks | None
     target: Target
+    head: Literal[4, 8] = 8
     calibrated: bool = False
 
     @classmethod
@@ -51,6 +52,7 @@ class Plan:
         return Precision(
             compute=self.compute,
             weights=self.compute if self.weights is None else f"int{self.weights.bits}",
+            head=self.compute if self.weights is None else f"int{self.head}",
             group=None if self.weights is None else self.weights.group,
             method=None if self.weights is None else "calibrated" if self.calibrated else "searched",
             # MatMulNBits rounds what it multiplies, as `lowering/ort_cpu/matrices.py` asks it to
@@ -74,6 +76,7 @@ class Forms:
     compute: Float
     weights: Blocks | None
     cache: CacheTypes
+    head: Literal[4, 8]
     calibrated: bool
 
     @classmethod
@@ -87,6 +90,7 @@ class Forms:
         cache: str,
         cache_rope: str,
         *,
+        head: str | None,
         calibrated: bool,
     ) -> Forms:
         """Check choices against each other; raises `ConfigError` with what goes together."""
@@ -96,6 +100,7 @@ class Forms:
             ("dtype", dtype, (None, *_FLOATS)),
             ("weights", weights, (None, *_FLOATS, *_BITS)),
             ("group", group, GROUPS),
+            ("head", head, (None, *_BITS)),
             ("cache", cache, ("float", "int8")),
             ("cache_rope", cache_rope, ("float", "int8")),
         ):
@@ -121,6 +126,10 @@ class Forms:
             raise ConfigError(
                 "--cache-rope int8 goes with --cache int8: rotary keys are the smaller part of a row"
             )
+        if head is not None and weights not in _BITS:
+            raise ConfigError(
+                f"--head {head} is for weights in int8 or int4; give one of them with --weights"
+            )
         if calibrated and weights not in _BITS:
             raise ConfigError("--calibrate is for weights in int8 or int4; give one of them with --weights")
         # what ONNX Runtime multiplies fast
@@ -132,11 +141,24 @@ class Forms:
             compute,
             Blocks(_BITS[weights], group) if weights in _BITS else None,
             CacheTypes(types[cache], types[cache_rope]),
+            8 if head is None else _BITS[head],
             calibrated,
         )
 
     def plan(self, geometry: Geometry) -> Plan:
-        """Apply the choices to a model."""
+        """Apply the choices to a model; raises `ConfigError` for what it does not bear."""
+        if self.head != 8 and geometry.tie_word_embeddings:
+            raise ConfigError(
+                f"--head int{self.head}: this model's head is its embedding's table (tie_word_embeddings), "
+                "whose rows are looked up in int8; leave --head out"
+            )
         return Plan(
-            geometry, self.absorb, self.compute, self.cache, self.weights, self.target, self.calibrated
+            geometry,
+            self.absorb,
+            self.compute,
+            self.cache,
+            self.weights,
+            self.target,
+            self.head,
+            self.calibrated,
         )

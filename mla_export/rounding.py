@@ -19,6 +19,7 @@ from mla_export.quantize import Bits
 from mla_export.quantize.rule import bits_of
 from mla_graphs.contract import BYTES
 from mla_graphs.geometry import Geometry
+from mla_graphs.lowering.ort_cpu.matrices import has_fine_inputs
 from mla_runtime.manifest import Precision as Formats
 
 Precision = Literal["float64", "float32", "float16"]
@@ -28,12 +29,14 @@ Precision = Literal["float64", "float32", "float16"]
 class Rounded:
     """A precision to compute in, and what is rounded on the way.
 
-    Weights to `weight_bits` in groups, as far as `bits_of` says, `activations` to int8 in the same groups
-    where such weights are multiplied with them; `latent` rows and `rope`, the rotary keys, to int8.
+    Weights to `weight_bits` in groups, the head to `head_bits`, as far as `bits_of` says; `activations` to
+    int8 in the same groups where such weights are multiplied with them, unless `has_fine_inputs` says that
+    those have 16 bits; `latent` rows and `rope`, the rotary keys, to int8.
     """
 
     precision: Precision
     weight_bits: Bits | None
+    head_bits: Bits
     group: int | None
     activations: bool
     latent: bool
@@ -65,7 +68,7 @@ class Rounded:
 
         def see(linear: str, _expert: int | None, rows: Tensor) -> Tensor:
             parameter = parameter_of(linear)
-            if parameter is None or self._bits(f"layers.{layer}.{parameter}", geometry) is None:
+            if parameter is None or not self._rounds_inputs(f"layers.{layer}.{parameter}", geometry):
                 return rows
             return nearest(rows, 8, self.group)
 
@@ -73,12 +76,18 @@ class Rounded:
 
     def head(self, module: nn.Module, geometry: Geometry) -> AbstractContextManager[Any]:
         """Round, inside, what goes into the head of `module`, if its weights are rounded."""
-        if not self.activations or self._bits("head.weight", geometry) is None:
+        if not self.activations or not self._rounds_inputs("head.weight", geometry):
             return nullcontext()
         return Linears(module, lambda _linear, _expert, rows: nearest(rows, 8, self.group))
 
+    def _rounds_inputs(self, parameter: str, geometry: Geometry) -> bool:
+        bits = self._bits(parameter, geometry)
+        return bits is not None and not has_fine_inputs(parameter, bits)
+
     def _bits(self, parameter: str, geometry: Geometry) -> Bits | None:
-        return None if self.weight_bits is None else bits_of(parameter, geometry, self.weight_bits)
+        if self.weight_bits is None:
+            return None
+        return bits_of(parameter, geometry, self.weight_bits, self.head_bits)
 
     def install(self, layer: nn.Module, geometry: Geometry) -> None:
         """Make a decoder layer round the rows that a cache would hold.
@@ -100,12 +109,12 @@ class Rounded:
 def counterpart(formats: Formats) -> Rounded | None:
     """Give the counterpart of a bundle with these formats; None for one in floats throughout."""
     known: dict[str, Bits] = {"int8": 8, "int4": 4}
-    bits = known.get(formats.weights)
+    bits, head = known.get(formats.weights), known.get(formats.head, 8)
     latent, rope = formats.cache in BYTES, formats.rope in BYTES
     if bits is None and not latent:
         return None
     compute: Precision = "float16" if formats.compute == "float16" else "float32"
-    return Rounded(compute, bits, formats.group, formats.activations == "int8", latent, rope)
+    return Rounded(compute, bits, head, formats.group, formats.activations == "int8", latent, rope)
 
 
 def int8_rows(rows: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
         cache=args.cache,
         cache_rope=args.cache_rope,
         max_context=args.max_context,
+        head=args.head,
         chunk=args.chunk,
         calibrate=args.calibrate,
         calibrate_tokens=args.calibrate_tokens,

@@ -11,17 +11,18 @@ from mla_graphs.geometry import Geometry
 
 # Norms, biases, the gate and the rotary tables; and W_UK and W_UV, which stand in the graph a head.
 _FLOAT = ("norm.weight", ".bias", "correction_bias", "moe.router.weight", "w_uk", "w_uv")
-_EIGHT = ("embed.weight", "head.weight", "k_up.weight", "v_up.weight")
+_EIGHT = ("embed.weight", "k_up.weight", "v_up.weight")
 # Every later token reads the cached row that this makes.
 _LATENT = "attention.kv_down.weight"
 
 
-def bits_of(name: str, geometry: Geometry, bits: Bits) -> Bits | None:
+def bits_of(name: str, geometry: Geometry, bits: Bits, head: Bits = 8) -> Bits | None:
     """Give the bits of a parameter, by its name in the graph, where the bulk gets `bits`; None: float.
 
     Float: norms, biases, router, rotary tables, W_UK and W_UV. One step above the bulk (8 bits for 4, float
     for 8): `kv_down`, rotary rows and all, and the dense layers of a mixture-of-experts model, of which
-    there are few. Always 8: embedding and head.
+    there are few. Always 8: the embedding, which is the head too where they are tied. A head of its own has
+    the bits of `head`.
     """
     if name.startswith("rotary.") or name.endswith(_FLOAT):
         return None
@@ -30,4 +31,6 @@ def bits_of(name: str, geometry: Geometry, bits: Bits) -> Bits | None:
         few = ".mlp." in name and geometry.layer_kinds[int(name.split(".")[1])] == "dense"
     if few or name.endswith(_LATENT):
         return 8 if bits == 4 else None
+    if name == "head.weight":
+        return head
     return 8 if name.endswith(_EIGHT) else bits

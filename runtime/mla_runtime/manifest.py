@@ -70,12 +70,14 @@ class Graph:
 class Precision:
     """Types of activations, of weights, and of the latent and rotary rows of the cache.
 
-    `group` is how many int8 or int4 weights share a scale, `method` how they were rounded; None for weights
-    in floats. `activations` is what weights are multiplied with: `compute`, or int8 in the same groups.
+    `head` is how the output projection is stored, `group` how many int8 or int4 weights share a scale,
+    `method` how they were rounded; the latter two are None for weights in floats. `activations` is what
+    weights are multiplied with: `compute`, or int8 in the same groups.
     """
 
     compute: str
     weights: str
+    head: str
     group: int | None
     method: str | None
     activations: str
@@ -84,11 +86,13 @@ class Precision:
 
     @property
     def words(self) -> str:
-        """Say it in words: `float32`, or `float32, calibrated int4 weights in groups of 32, cache int8`."""
+        """Say it in words, like `float32, calibrated int4 weights in groups of 32, head int8, cache int8`."""
         parts = [self.compute]
         if self.weights != self.compute:
             kind = f"calibrated {self.weights}" if self.method == "calibrated" else self.weights
             parts.append(f"{kind} weights" + (f" in groups of {self.group}" if self.group else ""))
+        if self.head != self.weights:
+            parts.append(f"head {self.head}")
         if self.cache != self.compute:
             parts.append(f"cache {self.cache}" + (" with rotary keys" if self.rope == self.cache else ""))
         return ", ".join(parts)
@@ -223,10 +227,11 @@ def _strings(field: Field) -> dict[str, str]:
 
 
 def _precision(field: Field) -> Precision:
-    f = field.object({"compute", "weights", "group", "method", "activations", "cache", "rope"})
+    f = field.object({"compute", "weights", "head", "group", "method", "activations", "cache", "rope"})
     return Precision(
         compute=f["compute"].one_of(*FLOATS),
         weights=f["weights"].one_of(*WEIGHTS),
+        head=f["head"].one_of(*WEIGHTS),
         group=f["group"].optional(lambda item: item.integer(1, 2**31)),
         method=f["method"].optional(lambda item: item.one_of(*METHODS)),
         activations=f["activations"].one_of(*ROWS),

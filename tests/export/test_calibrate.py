@@ -50,7 +50,7 @@ def ids(tmp_path) -> Path:
 
 def places(checkpoint: Path, absorb: str = "factored") -> Layout:
     geometry = Reference(Checkpoint.open(checkpoint)).geometry
-    forms = Forms.choose("ort-cpu", absorb, None, "int4", 32, "float", "float", calibrated=True)
+    forms = Forms.choose("ort-cpu", absorb, None, "int4", 32, "float", "float", head=None, calibrated=True)
     plan = forms.plan(geometry)
     with quick_tracing():
         return layout(plan, trace(plan))

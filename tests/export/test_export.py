@@ -50,6 +50,7 @@ def test_manifest_says_what_is_there(bundle, checkpoint):
     assert manifest["precision"] == {
         "compute": "float32",
         "weights": "float32",
+        "head": "float32",
         "group": None,
         "method": None,
         "activations": "float32",
@@ -168,7 +169,17 @@ def test_target_is_checked_before_any_work(checkpoint, bundle, tmp_path):
         export(checkpoint, tmp_path / "bundle", chunk=0)
     with pytest.raises(ConfigError, match="absorb 'folded': choose one of factored, merged, expanded"):
         export(checkpoint, tmp_path / "bundle", absorb="folded")
+    with pytest.raises(ConfigError, match="--head int4 is for weights in int8 or int4"):
+        export(checkpoint, tmp_path / "bundle", head="int4")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tied_head_has_no_bits_of_its_own(tmp_path):
+    tied = make_checkpoint(tmp_path / "model", "youtu", tie_word_embeddings=True)
+    options = {"target": "ort-cpu", "weights": "int4"}
+    with pytest.raises(ConfigError, match=r"--head int4: this model's head is its embedding's table"):
+        export(tied, tmp_path / "bundle", **options, head="int4")
+    export(tied, tmp_path / "bundle", **options, head="int8")
 
 
 def test_special_id_outside_the_vocabulary(checkpoint, tmp_path):

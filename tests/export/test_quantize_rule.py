@@ -41,6 +41,7 @@ def test_what_stays_above_four_bits() -> None:
     assert [bits_of(name, g, 4) for name in eight] == [8] * 4
     assert [bits_of(name, g, 4) for name in four] == [4] * 3
     assert [bits_of(name, g, 8) for name in eight] == [8, 8, None, None]
+    assert [bits_of(name, g, 4, head=4) for name in eight] == [8, 4, 8, 8]
 
 
 def test_the_feed_forward_of_a_dense_model_is_its_bulk() -> None:

@@ -257,7 +257,7 @@ def test_fp16_is_judged_by_the_rms_of_the_plain_model_in_fp16(tmp_path, checkpoi
 
 
 def test_a_precision_without_a_peer_is_refused(made):
-    formats = Formats("int3", "float32", None, None, "float32", "float32", "float32")
+    formats = Formats("int3", "float32", "float32", None, None, "float32", "float32", "float32")
     with pytest.raises(BundleError, match="compute precision 'int3' has no peer"):
         hold(None, None, formats)  # type: ignore[arg-type]
 

@@ -65,22 +65,25 @@ def test_integer_products_do_what_the_rounding_of_rows_does_and_little_more(
     assert past["present.0.latent"].min() >= 1
 
 
-def test_many_small_probabilities_keep_their_weight():
+@pytest.mark.parametrize("heads", [16, 17], ids=["rows as they are", "rows in int8"])
+def test_many_small_probabilities_keep_their_weight(heads):
     """One row that takes nearly all, and thousands that share the rest: 8 bits would lose them."""
     rng = np.random.default_rng(0)
     probabilities = np.full((1, 2, 4096), 0.1 / 4095, dtype=np.float32)
     probabilities[:, :, 7] = 0.9
     codes = rng.integers(1, 256, (1, 4096, 16)).astype(np.uint8)
     scale = rng.uniform(0.5, 1.5, (1, 4096)).astype(np.float32)
-    found = integer_context(probabilities, codes, scale)
+    found = integer_context(probabilities, codes, scale, heads)
     want = probabilities.astype(float) @ ((codes - 128.0) * scale[..., None])
     without_the_tail = 0.9 * (codes[:, 7] - 128.0) * scale[:, 7]
     assert nmse(found, want) < 1e-6
     assert nmse(np.broadcast_to(without_the_tail[:, None], want.shape), want) > 1e-6
 
 
-def integer_context(probabilities: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Run `Integers.context` alone."""
+def integer_context(
+    probabilities: np.ndarray, codes: np.ndarray, scale: np.ndarray, heads: int
+) -> np.ndarray:
+    """Run `Integers.context` alone, as it is for so many heads."""
     arrays = {"p": probabilities, "c": codes, "s": scale}
     values = {
         name: ir.Value(
@@ -91,7 +94,7 @@ def integer_context(probabilities: np.ndarray, codes: np.ndarray, scale: np.ndar
     constants = Constants()
     builder = Builder("x", constants)
     stored = Stored(values["c"], values["s"])
-    result = Integers().context(builder, values["p"], stored, ir.DataType.FLOAT, "context")
+    result = Integers(heads).context(builder, values["p"], stored, ir.DataType.FLOAT, "context")
     graph = ir.Graph(
         [*values.values()], [result], nodes=builder.nodes, initializers=constants.initializers,
         opset_imports={"": 20}, name="one",

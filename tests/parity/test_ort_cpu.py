@@ -17,6 +17,7 @@ from tests.parity.witness import nmse, token_ids
 FLOAT = {"target": "ort-cpu"}
 INT8 = {"target": "ort-cpu", "weights": "int8"}
 INT4 = {"target": "ort-cpu", "weights": "int4"}
+INT4_HEAD = INT4 | {"head": "int4"}
 FEW, MANY = 3, 30  # with many queries keys and values are rebuilt, with few they are not
 
 
@@ -86,6 +87,18 @@ def test_blocks_compute_what_their_weights_say_but_for_rounded_activations(witne
     assert error < 5e-3
     if forms is INT4:  # which the checkpoint's own weights are further from
         assert error < median_nmse(want, w.oracle(ids).logits) / 3
+
+
+def test_a_head_of_four_bits_is_further_off_than_one_of_eight(witness, bundle):
+    w = witness("deepseek_v3")
+    ids = token_ids(w.geometry.vocab_size, MANY)
+    want = w.oracle(ids).logits
+    rough, fine = (bundle("deepseek_v3", forms=forms) for forms in (INT4_HEAD, INT4))
+    theirs = w.tensors["lm_head.weight"]
+    errors = [nmse(stored(path)["head.weight"][:, : theirs.shape[1]], theirs) for path in (rough, fine)]
+    assert errors[0] > 1e-3 > 1e-4 > errors[1] > 0
+    outputs = [median_nmse(RawGraph(path, "step")([ids])["logits"], want) for path in (rough, fine)]
+    assert outputs[0] > outputs[1]
 
 
 def median_nmse(got: np.ndarray, want: np.ndarray) -> float:

@@ -171,6 +171,7 @@ def manifest(cache: str = "float32") -> dict[str, Any]:
         "precision": {
             "compute": "float32",
             "weights": "float32",
+            "head": "float32",
             "group": None,
             "method": None,
             "activations": "float32",

@@ -22,6 +22,7 @@ import os
 import threading
 from typing import Any
 
+from mla_runtime.backends import huge_pages
 from mla_runtime.backends.base import CacheBuffers
 from mla_runtime.backends.ort_buffers import BucketBuffers, SlotBuffers
 from mla_runtime.bundle import Bundle
@@ -120,6 +121,7 @@ class OrtBackend:
             options.add_session_config_entry("session.disable_prepacking", "1")
         path = self._bundle.paths[self._bundle.graph(phase).file]
         self._bundle.check_unchanged()
+        before = huge_pages.anonymous()
         try:
             graph = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
         except Exception as cause:  # onnxruntime's errors share no base class of their own
@@ -129,6 +131,8 @@ class OrtBackend:
             msg = f"backend {self.name}: {path} was asked for on {PROVIDER} and loaded on {', '.join(found)}"
             raise BackendError(msg)
         self._check_signature(graph, str(path))
+        if packed:
+            huge_pages.move_to_huge_pages(before, graph)
         return graph
 
     def _check_signature(self, graph: Any, where: str) -> None:

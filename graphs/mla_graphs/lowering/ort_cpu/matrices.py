@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from mla_graphs.lowering.builder import BlockWeight, Builder, Call
@@ -11,6 +12,8 @@ Values = list[ir.Value]
 
 # Activations are rounded to int8 too, a scale for each block of a row. Level 0 is many times slower.
 ACCURACY_LEVEL = 4
+_LARGEST_CODE = 127.0
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 def product(
@@ -40,11 +43,54 @@ def product(
     )
 
 
+def has_fine_inputs(name: str, bits: int) -> bool:
+    """Whether the weight `name` of so many bits is multiplied with inputs of 16 bits instead of 8.
+
+    Beside weights of 8 bits it is the rounding of attention's inputs that turns gates to other experts, and
+    that of the head's which is seen in the logits.
+    """
+    return bits == 8 and (".attention." in name or name.startswith(("head.", "embed.")))
+
+
+def _fine_product(
+    b: Builder, x: ir.Value, rank: int, weight: BlockWeight, bias: ir.Value | None = None
+) -> ir.Value:
+    """Multiply x [..., in] of `rank` axes as 16 bits: what MatMulNBits rounds it to, and what that leaves.
+
+    The two are rows of one product, which reads the weights once: for one token it takes a fifth longer.
+    """
+    rows = [0] * (rank - 1)
+    groups = -(-weight.inputs // weight.group)
+    if padding := groups * weight.group - weight.inputs:
+        padded = b.op("Pad", x, b.ints(*[0] * (2 * rank - 1), padding), name="whole_groups")
+    else:
+        padded = x
+    blocks = b.op("Reshape", padded, b.ints(*rows, groups, weight.group), name="blocks")
+    largest = b.op("Abs", blocks, name="magnitude")
+    largest = b.op("ReduceMax", largest, b.ints(-1), keepdims=1, name="largest")
+    scale = b.op("Mul", largest, b.number(1.0 / _LARGEST_CODE, ir.DataType.FLOAT), name="scale_or_zero")
+    scale = b.op("Max", scale, b.number(_SMALLEST_SCALE, ir.DataType.FLOAT), name="scale")
+    codes = b.op("Round", b.op("Div", blocks, scale, name="ratio"), name="codes")
+    rounded = b.op("Mul", codes, scale, name="rounded_blocks")
+    rest = b.op("Sub", blocks, rounded, name="rest_blocks")
+    both = b.op("Concat", rounded, rest, axis=0, name="both_blocks")  # twice the rows
+    both = b.op("Reshape", both, b.ints(*rows, -1), name="both_padded")
+    if padding:
+        both = b.op("Slice", both, b.ints(0), b.ints(weight.inputs), b.ints(rank - 1), name="both")
+    parts = product(b, both, weight, name="products")
+    of_rounded, of_rest = b.ops("Split", parts, axis=0, num_outputs=2, names=("of_rounded", "of_rest"))
+    if bias is not None:
+        of_rest = b.op("Add", of_rest, bias, name="of_rest_and_bias")
+    return b.op("Add", of_rounded, of_rest)
+
+
 def _linear(b: Builder, call: Call) -> Values:
     weight = call.blocks(1)
     if weight is None:
         return dense.RULES["Linear"](b, call)
     x, _, *bias = call.inputs
+    if has_fine_inputs(b.prefix, weight.bits):
+        return [_fine_product(b, x, 3, weight, *bias)]
     return [product(b, x, weight, bias[0] if bias else None)]
 
 
@@ -52,7 +98,10 @@ def _logits(b: Builder, call: Call) -> Values:
     table = call.blocks(1)
     if table is None:
         return dense.RULES["Logits"](b, call)
-    return [product(b, dense.scaled(b, call.inputs[0], call.dtype(), call, "scaled"), table)]
+    x = dense.scaled(b, call.inputs[0], call.dtype(), call, "scaled")
+    if has_fine_inputs(b.prefix, table.bits):
+        return [_fine_product(b, x, 2, table)]
+    return [product(b, x, table)]
 
 
 def _embed(b: Builder, call: Call) -> Values:

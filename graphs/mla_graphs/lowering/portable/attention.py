@@ -1,6 +1,6 @@
-"""Attention over the rows of a cache and the new rows, which are never joined.
+"""Attention over the rows of a cache and the new rows. Many rows are joined as scores, not as rows.
 
-What a query sees is a selection, not an added bias: 0 · NaN is NaN, and so is NaN - inf.
+What a query sees is a selection here, not an added bias: a target may take the one for the other.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class Rows:
 class Arithmetic(Protocol):
     """How queries meet rows. `dtype` is what attention computes in, `name` begins the names of nodes."""
 
+    def seen(self, b: Builder, scores: ir.Value, visible: ir.Value) -> ir.Value:
+        """Make float32 scores of what a query does not see so low that their probability is 0."""
+
     def scores(self, b: Builder, query: ir.Value, rows: Stored, dtype: ir.DataType, name: str) -> ir.Value:
         """Give scores [B,H·S,T] of queries [B,H·S,·]; float32 where rows have scales."""
 
@@ -52,6 +55,10 @@ class Arithmetic(Protocol):
 
 class Floats:
     """Rows are read as floats; scales are folded into scores and probabilities."""
+
+    def seen(self, b: Builder, scores: ir.Value, visible: ir.Value) -> ir.Value:
+        """Select, so that rows which are not seen may hold anything at all."""
+        return b.op("Where", visible, scores, b.number(_UNSEEN, ir.DataType.FLOAT), name="seen")
 
     def scores(self, b: Builder, query: ir.Value, rows: Stored, dtype: ir.DataType, name: str) -> ir.Value:
         """Multiply with the rows, then by their scales."""
@@ -68,6 +75,9 @@ class Floats:
         part = int8.scaled_probabilities(b, probabilities, rows, dtype, name)
         found = b.op("MatMul", part, int8.codes(b, rows, dtype, f"{name}_rows"), name=name)
         return int8.unscaled_context(b, found, dtype, name)
+
+
+_NEW = Floats()  # new rows are few: what another arithmetic does to queries first would not pay
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,8 @@ class Masks:
     unfold: ir.Value
 
 
-def _visibility(b: Builder, call: Call) -> Values:
+def visibility(b: Builder, call: Call) -> Values:
+    """Write what queries see, the lengths of parts and the shapes that fold heads."""
     ids, past_lengths, new_lengths, past = call.inputs
     heads = call.integer("heads")
     rows = b.op("Shape", past, start=1, end=2, name="past_rows")  # [1]: T
@@ -126,9 +137,10 @@ def _visibility(b: Builder, call: Call) -> Values:
     ]
 
 
-def _softmax(b: Builder, scores: ir.Value, visible: ir.Value, dtype: ir.DataType) -> ir.Value:
-    scores = b.float32(scores, dtype, "scores_float32")
-    seen = b.op("Where", visible, scores, b.number(_UNSEEN, ir.DataType.FLOAT), name="seen")
+def _softmax(
+    b: Builder, scores: ir.Value, visible: ir.Value, dtype: ir.DataType, arithmetic: Arithmetic
+) -> ir.Value:
+    seen = arithmetic.seen(b, b.float32(scores, dtype, "scores_float32"), visible)
     return b.cast(b.op("Softmax", seen, axis=-1, name="softmax"), dtype, "probabilities")
 
 
@@ -147,10 +159,10 @@ def latent_attention(b: Builder, call: Call, arithmetic: Arithmetic) -> Values:
     q_latent, q_rope, *rest = call.inputs
     rows, masks = Rows.of(rest[:4], rest[8:]), Masks(*rest[4:8])
     form = Form(call.dtype(), call.number("scale"), call.integer("heads"), call.size(2, 2))
-    return [attend_to_latent(b, q_latent, q_rope, rows, masks, form, arithmetic)]
+    return [_attend_to_latent(b, q_latent, q_rope, rows, masks, form, arithmetic)]
 
 
-def attend_to_latent(
+def _attend_to_latent(
     b: Builder,
     q_latent: ir.Value,
     q_rope: ir.Value,
@@ -166,12 +178,13 @@ def attend_to_latent(
     dtype = form.dtype
 
     def folded(x: ir.Value, rows: Stored, name: str) -> ir.Value:  # [B,H,S,·] to [B,H·S,·]
+        # Scaled when folded: ONNX Runtime would put the scale into the product before, which it then
+        # computes three times as slowly for one query.
         scale = int8.query_scale(form.scale, dtype) if rows.scale else form.scale
-        return b.op(
-            "Reshape", b.op("Mul", x, b.number(scale, dtype), name=f"{name}_scaled"), masks.fold, name=name
-        )
+        x = b.op("Reshape", x, masks.fold, name=f"{name}_folded")
+        return b.op("Mul", x, b.number(scale, dtype), name=name)
 
-    def both(latent: Stored, rope: Stored, name: str) -> ir.Value:
+    def both(latent: Stored, rope: Stored, name: str, arithmetic: Arithmetic) -> ir.Value:
         first, second = (
             arithmetic.scores(b, query, rows, dtype, f"{name}_{kind}_scores")
             for query, rows, kind in ((q_latent, latent, "latent"), (q_rope, rope, "rope"))
@@ -182,17 +195,19 @@ def attend_to_latent(
 
     q_latent = folded(q_latent, rows.latent, "query_latent")
     q_rope = folded(q_rope, rows.rope, "query_rope")
-    past, new = both(rows.past_latent, rows.past_rope, "past"), both(rows.latent, rows.rope, "new")
+    past = both(rows.past_latent, rows.past_rope, "past", arithmetic)
+    new = both(rows.latent, rows.rope, "new", _NEW)
     joined = b.op("Concat", past, new, axis=2, name="joined")
     joined = b.op("Reshape", joined, masks.unfold, name="scores")  # [B,H,S,T+S]
     # Scores and probabilities of int8 rows are float32: the scale of a row is folded into them.
     scored = ir.DataType.FLOAT if rows.latent.scale else dtype
-    probabilities = b.op("Reshape", _softmax(b, joined, masks.visible, scored), masks.fold, name="folded")
+    probabilities = _softmax(b, joined, masks.visible, scored, arithmetic)
+    probabilities = b.op("Reshape", probabilities, masks.fold, name="folded")
     past_part, new_part = _parts(b, probabilities, masks.split, axis=2)
     found = b.op(
         "Add",
         arithmetic.context(b, past_part, rows.past_latent, dtype, "past_context"),
-        arithmetic.context(b, new_part, rows.latent, dtype, "new_context"),
+        _NEW.context(b, new_part, rows.latent, dtype, "new_context"),
         name="context",
     )
     return b.op("Reshape", found, b.ints(0, form.heads, -1, form.latent), name="heads")  # [B,H,S,C]
@@ -210,10 +225,10 @@ def prompt_attention(b: Builder, call: Call, arithmetic: Arithmetic) -> Values:
     form = Form(call.dtype(), call.number("scale"), call.integer("heads"), call.size(2, 2))
     few = b.inner("latent")
     absorbed = few.op("MatMul", q_nope, w_uk, name="absorb_k")  # [B,H,S,C]
-    context = attend_to_latent(few, absorbed, q_rope, rows, masks, form, arithmetic)
+    context = _attend_to_latent(few, absorbed, q_rope, rows, masks, form, arithmetic)
     few_result = few.op("MatMul", context, w_uv, name="absorb_v")  # [B,H,S,D]
     many = b.inner("rebuilt")
-    many_result = _attend_to_rebuilt(many, q_nope, q_rope, rows, (w_uk, w_uv), masks, form)
+    many_result = _attend_to_rebuilt(many, q_nope, q_rope, rows, (w_uk, w_uv), masks, form, arithmetic)
     queries = b.op("Squeeze", b.op("Shape", q_nope, start=2, end=3, name="s"), name="queries")
     limit = b.index(_break_even(form.latent, call.size(0, 3) + call.size(7, 2)))
     return [
@@ -244,39 +259,44 @@ def _attend_to_rebuilt(
     weights: tuple[ir.Value, ir.Value],
     masks: Masks,
     form: Form,
+    arithmetic: Arithmetic,
 ) -> ir.Value:
-    """Rebuild keys as [B,H,P,T], the way the scores read them, so that no weight is transposed."""
+    """Rebuild keys as [B,H,P+R,T+S], the way the scores read them, so that no weight is transposed.
+
+    Here rows are joined: with many queries they are less than their scores.
+    """
     w_uk, w_uv = weights
-    dtype, scale = form.dtype, b.number(form.scale, form.dtype)
-    q_nope = b.op("Mul", q_nope, scale, name="query_nope")
-    q_rope = b.op("Mul", q_rope, scale, name="query_rope")
+    dtype = form.dtype
 
-    def row(x: Stored, name: str) -> ir.Value:
-        values = int8.values(b, x, dtype, name) if x.scale else x.rows
-        return b.op("Unsqueeze", values, b.ints(1), name=name)
-
-    def scores(rows: ir.Value, rope: ir.Value, name: str) -> ir.Value:
-        columns = b.op("Transpose", rows, perm=[0, 1, 3, 2], name=f"{name}_latent_t")  # [B,1,C,T]
-        keys = b.op("MatMul", w_uk, columns, name=f"{name}_keys")  # [B,H,P,T]
-        nope = b.op("MatMul", q_nope, keys, name=f"{name}_nope_scores")
-        columns = b.op("Transpose", rope, perm=[0, 1, 3, 2], name=f"{name}_rope_t")
+    def joined(past: Stored, new: Stored, name: str) -> ir.Value:  # [B,1,T+S,·]
+        parts = [
+            int8.values(b, x, dtype, f"{kind}_{name}") if x.scale else x.rows
+            for x, kind in ((past, "past"), (new, "new"))
+        ]
         return b.op(
-            "Add", nope, b.op("MatMul", q_rope, columns, name=f"{name}_rope_scores"), name=f"{name}_scores"
+            "Unsqueeze", b.op("Concat", *parts, axis=1, name=name), b.ints(1), name=f"{name}_of_all_heads"
         )
 
-    def context(part: ir.Value, rows: ir.Value, name: str) -> ir.Value:
-        values = b.op("MatMul", rows, w_uv, name=f"{name}_values")  # [B,H,T,D]
-        return b.op("MatMul", part, values, name=f"{name}_context")
-
-    past, new = row(rows.past_latent, "past_latent_row"), row(rows.latent, "new_latent_row")
-    past_scores = scores(past, row(rows.past_rope, "past_rope_row"), "past")
-    new_scores = scores(new, row(rows.rope, "new_rope_row"), "new")
-    joined = b.op("Concat", past_scores, new_scores, axis=3, name="scores")  # [B,H,S,T+S]
-    past_part, new_part = _parts(b, _softmax(b, joined, masks.visible, dtype), masks.split, axis=3)
-    return b.op("Add", context(past_part, past, "past"), context(new_part, new, "new"), name="heads")
+    latent, rope = joined(rows.past_latent, rows.latent, "latent"), joined(rows.past_rope, rows.rope, "rope")
+    columns = b.op("Transpose", latent, perm=[0, 1, 3, 2], name="latent_t")  # [B,1,C,T+S]
+    nope_keys = b.op("MatMul", w_uk, columns, name="nope_keys")  # [B,H,P,T+S]
+    columns = b.op("Transpose", rope, perm=[0, 1, 3, 2], name="rope_t")
+    columns = b.op("Expand", columns, b.ints(1, form.heads, 1, 1), name="rope_keys")  # [B,H,R,T+S]
+    keys = b.op("Concat", nope_keys, columns, axis=2, name="keys")
+    query = b.op("Concat", q_nope, q_rope, axis=3, name="query")
+    query = b.op("Mul", query, b.number(form.scale, dtype), name="query_scaled")
+    scores = b.op("MatMul", query, keys, name="scores")  # [B,H,S,T+S]
+    probabilities = _softmax(b, scores, masks.visible, dtype, arithmetic)
+    values = b.op("MatMul", latent, w_uv, name="values")  # [B,H,T+S,D]
+    return b.op("MatMul", probabilities, values, name="heads")
 
 
 def _head_attention(b: Builder, call: Call) -> Values:
+    return head_attention(b, call, Floats())
+
+
+def head_attention(b: Builder, call: Call, arithmetic: Arithmetic) -> Values:
+    """Attend to keys and values a head."""
     query, past_key, past_value, key, value, visible, split = call.inputs
     dtype = call.dtype()
     query = b.op("Mul", query, b.number(call.number("scale"), dtype), name="query")
@@ -288,7 +308,7 @@ def _head_attention(b: Builder, call: Call) -> Values:
         return b.op("MatMul", part, b.op("Transpose", rows, perm=[0, 2, 1, 3], name=f"{name}_t"), name=name)
 
     joined = b.op("Concat", scores(past_key, "past_scores"), scores(key, "new_scores"), axis=3, name="scores")
-    past_part, new_part = _parts(b, _softmax(b, joined, visible, dtype), split, axis=3)
+    past_part, new_part = _parts(b, _softmax(b, joined, visible, dtype, arithmetic), split, axis=3)
     past, new = context(past_part, past_value, "past_context"), context(new_part, value, "new_context")
     return [b.op("Add", past, new, name="heads")]
 
@@ -303,7 +323,7 @@ def _head_keys(b: Builder, call: Call) -> Values:
 
 
 RULES = {
-    "Visibility": _visibility,
+    "Visibility": visibility,
     "LatentAttention": _latent_attention,
     "PromptAttention": _prompt_attention,
     "HeadAttention": _head_attention,
