@@ -11,8 +11,9 @@ import pytest
 from mla_export.checkpoint import Checkpoint
 from mla_export.compare import log_softmax
 from mla_export.export import export
-from mla_export.quality import Figures, Teacher, measure, text_windows
+from mla_export.quality import Teacher, measure, text_windows
 from mla_export.reference import Reference
+from mla_export.tally import Figures
 from mla_graphs.lowering.builder import Builder, Call
 from mla_graphs.lowering.portable import int8
 from mla_runtime import Bundle
