@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -97,16 +98,16 @@ def export(
             calibrate, calibrate_tokens, text, geometry.vocab_size, geometry.max_context
         )
     plan = forms.plan(geometry)
-    with progress.task("tracing the blocks"):
-        traced = trace(plan)
-    places = layout(plan, traced)
+    places = layout(plan)
     graphs = GRAPHS[plan.target]
     identity = fingerprint(source, plan, places, calibration.entry if calibration else None)
     errors = WeightErrors()
     quantiser = errors.watch(_quantiser(source, plan, places, calibration))
-    with publish.staged(folder, force=force, keep=lambda old: resumable(old, identity)) as staging:
-        written_before = sum(file.stat().st_size for file in staging.iterdir())
-        publish.check_space(folder, places.nbytes + _MARGIN - written_before)
+    needed = places.nbytes + _MARGIN
+    keep = partial(resumable, identity=identity)
+    with publish.staged(folder, force=force, needed=needed, keep=keep) as staging:
+        with progress.task("tracing the blocks"):
+            traced = trace(plan)
         journal = Journal(staging, identity)
         recipes = Recipes(geometry, absorb, plan.torch_dtype, lambda name: source.read(names[name]))
         with progress.task("weights", sum(weight.nbytes for weight in places.weights), "bytes") as advance:

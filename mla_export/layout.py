@@ -1,4 +1,7 @@
-"""Where each weight of a model lies in the weights file, and as what it is stored."""
+"""Where each weight of a model lies in the weights file, and as what it is stored.
+
+All of it follows from the plan, so that the size of an export is known before anything is traced or read.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ from math import prod
 from typing import Literal
 
 import onnx_ir as ir
+import torch
+from torch import nn
 
+from mla_export.blocks import DecoderLayer, Head, Prelude
 from mla_export.plan import Plan
 from mla_export.quantize.rule import bits_of
-from mla_export.trace import TracedModel
 from mla_graphs.geometry import Blocks, Geometry
 
 # Weights start at multiples of a page, so that a runtime can map them.
 ALIGNMENT = 4096
+
+_TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
 
 Part = Literal["values", "codes", "scales"]
 
@@ -23,7 +30,7 @@ Part = Literal["values", "codes", "scales"]
 class Weight:
     """One tensor of the weights file; its place is known before its data.
 
-    `parameter` is what the traced blocks call it. A parameter in floats is one tensor of that name; one in
+    `parameter` is what the blocks call it. A parameter in floats is one tensor of that name; one in
     blocks is two, `.codes` and `.scales`.
     """
 
@@ -42,7 +49,7 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the traced blocks and how it is stored; `blocks` is None for floats.
+    """A parameter of the blocks and how it is stored; `blocks` is None for floats.
 
     Matrices are [..., in, out], tables (embedding and head) [out, in].
     """
@@ -98,29 +105,33 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def layout(plan: Plan, traced: TracedModel) -> Layout:
+def layout(plan: Plan) -> Layout:
     """Give every weight of the model its form and its place."""
-    geometry = plan.geometry
-    named: list[tuple[str, ir.Value]] = list(traced.prelude.parameters.items())
-    for i, kind in enumerate(geometry.layer_kinds):
-        named += [
-            (f"layers.{i}.{name}", value) for name, value in traced.layer(kind, "step").parameters.items()
-        ]
-    named += [(head_name(geometry, name), value) for name, value in traced.head.parameters.items()]
     parameters: dict[str, Parameter] = {}
     weights: list[Weight] = []
     offset = 0
-    for name, value in named:
+    for name, declared in _declared(plan):
         if name in parameters:
             continue  # a tied head reads the embedding's table
-        if value.dtype is None or value.shape is None:
-            raise ValueError(f"the traced parameter {name} has no type or shape")
-        parameter = Parameter(name, value.shape.numpy(), value.dtype, _blocks(plan, name))
+        parameter = Parameter(name, tuple(declared.shape), _TYPES[declared.dtype], _blocks(plan, name))
         parameters[name] = parameter
         made = parameter.tensors(offset)
         weights += made
         offset = made[-1].offset + aligned(made[-1].nbytes)
     return Layout(tuple(parameters.values()), tuple(weights))
+
+
+def _declared(plan: Plan) -> list[tuple[str, nn.Parameter]]:
+    """Give the parameters of all blocks by their names in the model, without data."""
+    geometry, dtype = plan.geometry, plan.torch_dtype
+    with torch.device("meta"):
+        prelude, head = Prelude(geometry, dtype), Head(geometry, dtype)
+        # both phases read the same parameters
+        layers = {kind: DecoderLayer(plan, kind, "step") for kind in set(geometry.layer_kinds)}
+    named = list(prelude.named_parameters())
+    for i, kind in enumerate(geometry.layer_kinds):
+        named += [(f"layers.{i}.{name}", value) for name, value in layers[kind].named_parameters()]
+    return [*named, *((head_name(geometry, name), value) for name, value in head.named_parameters())]
 
 
 def head_name(geometry: Geometry, name: str) -> str:

@@ -37,23 +37,19 @@ def check_target(out: Path, *, force: bool) -> None:
         raise ExportError(f"{out} is there already; give --force to replace it, or choose another name")
 
 
-def check_space(out: Path, needed: int) -> None:
-    """Refuse when the disk of `out` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        gigabytes = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
-        msg = f"{out}: {gigabytes}; free some or choose another disk"
-        raise ExportError(msg)
-
-
 def _nothing(staging: Path) -> frozenset[str]:
     del staging
     return frozenset()
 
 
 @contextmanager
-def staged(out: Path, *, force: bool, keep: Callable[[Path], frozenset[str]] = _nothing) -> Iterator[Path]:
+def staged(
+    out: Path, *, force: bool, needed: int = 0, keep: Callable[[Path], frozenset[str]] = _nothing
+) -> Iterator[Path]:
     """Yield a staging folder beside `out` that becomes `out` when the block ends without an error.
+
+    Before anything else it refuses a disk without room for `needed` bytes; what is in a folder that is taken
+    over counts as there, and is kept when the rest has no room.
 
     Whatever interrupts it, `out` is then the old folder, the new one, or missing; never a mix. After
     an error the staging folder is removed. A kill leaves it, and so does Ctrl-C where `keep` names files of
@@ -63,6 +59,9 @@ def staged(out: Path, *, force: bool, keep: Callable[[Path], frozenset[str]] = _
     staging, lock = _staging(out, keep)
     kept = False
     try:
+        if short := _short(out, needed, staging):
+            kept = bool(keep(staging))
+            raise ExportError(short)
         yield staging
         for file in staging.iterdir():
             _sync(file)
@@ -81,6 +80,18 @@ def staged(out: Path, *, force: bool, keep: Callable[[Path], frozenset[str]] = _
         if not kept:
             shutil.rmtree(staging, ignore_errors=True)
         os.close(lock)
+
+
+def _short(out: Path, needed: int, staging: Path) -> str | None:
+    """Say what is needed and what is free where that is less; what lies in `staging` is needed no more."""
+    there = sum(file.stat().st_size for file in staging.iterdir())
+    free = shutil.disk_usage(staging).free
+    if free >= needed - there:
+        return None
+    wanted = f"{needed / 1e9:.2f} GB are needed"
+    if there:
+        wanted += f", {there / 1e9:.2f} GB of them are there ({staging}),"
+    return f"{out}: {wanted} and {free / 1e9:.2f} GB are free; free some or choose another disk"
 
 
 def _staging(out: Path, keep: Callable[[Path], frozenset[str]]) -> tuple[Path, int]:

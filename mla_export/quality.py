@@ -8,8 +8,6 @@ checkpoint, which tells the error of the numbers from that of experts chosen oth
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ from mla_export import progress
 from mla_export.compare import log_softmax
 from mla_export.probe import Probe, Reading
 from mla_export.reference import Passage, Reference
+from mla_export.rounding import Rounded
+from mla_export.tally import Figures, Tally
 from mla_runtime.bundle import Bundle
 from mla_runtime.errors import BundleError, InputError
 from mla_runtime.text import load_text
@@ -28,29 +28,8 @@ from mla_runtime.text import load_text
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 WINDOW = 2048
-# where the table by position begins a row
-POSITIONS = (0, 16, 64, 256, 1024)
 # logits of as many elements are compared at a time: 128 MB in float64, and a few copies of them
 _ELEMENTS = 2**24
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """A bundle beside its checkpoint over `tokens` positions from `first` to `last` of their windows.
-
-    `kl_*` are of KL(checkpoint in fp32 || bundle), in nats: the mean, and what 99 % and 99.9 % of the
-    positions stay within. `same_top` is the share of positions with the same most likely token.
-    """
-
-    first: int
-    last: int
-    tokens: int
-    perplexity: float
-    reference_perplexity: float
-    kl_mean: float
-    kl_99: float
-    kl_999: float
-    same_top: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +64,11 @@ class Teacher:
         read = [window[:-1] for window in windows]
         passages = reference.passages(read, ["float32"], choices_only=True)
         return cls(tuple(map(tuple, windows)), passages["float32"])
+
+    @property
+    def tokens(self) -> int:
+        """How many positions all windows have."""
+        return sum(len(window) - 1 for window in self.windows)
 
     def choices(self, window: int) -> dict[int, Array]:
         """Give for each layer with a gate the experts [S, k] that its tokens went to, in ascending order."""
@@ -124,7 +108,29 @@ def cut(ids: Sequence[int], size: int, bos: int | None, most: int | None, where:
     return windows if bos is None else [[bos, *window[1:]] for window in windows]
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was found at each of `tokens` positions; `pinned` and `rerouted` are None without experts."""
+
+    tokens: int
+    window: int
+    free: Tally
+    pinned: Tally | None
+    rerouted: float | None
+
+    @property
+    def quality(self) -> Quality:
+        """Sum it up."""
+        pinned = None if self.pinned is None else self.pinned.figures()
+        return Quality(self.tokens, self.window, self.free.figures(), pinned, self.rerouted)
+
+
 def measure(bundle: Bundle, teacher: Teacher, threads: int | None = None) -> Quality:
+    """Sum up what `observe` finds."""
+    return observe(bundle, teacher, threads).quality
+
+
+def observe(bundle: Bundle, teacher: Teacher, threads: int | None = None) -> Observed:
     """Read the teacher's windows with a bundle whose files were hashed, on ONNX Runtime's CPU provider.
 
     `threads` are those of the engine (None: its own choice). Raises BackendError for a graph that does not
@@ -137,24 +143,33 @@ def measure(bundle: Bundle, teacher: Teacher, threads: int | None = None) -> Qua
             f"{bundle.path}: gates in layers {list(probe.gates)}, the checkpoint's are in {list(gates)}; "
             "export it again"
         )
-    tallies = [_Tally(), _Tally()] if gates else [_Tally()]
+    tallies = [Tally(), Tally()] if gates else [Tally()]
     rerouted = 0
-    total = sum(len(window) - 1 for window in teacher.windows)
-    with progress.task("bundle on the text", total) as advance:
+    with progress.task("bundle on the text", teacher.tokens) as advance:
         for index, start, got, moved in _read(probe, teacher):
             rerouted += moved
-            for at, want in _log_probabilities(teacher, index, start, start + len(got[0])):
-                targets = np.array(teacher.windows[index][at.start + 1 : at.stop + 1])
+            for at, want, targets in _wanted(teacher, index, start, start + len(got[0])):
                 for tally, logits in zip(tallies, got, strict=True):
                     tally.add(logits[at.start - start : at.stop - start], want, targets, at)
             advance(len(got[0]))
-    return Quality(
-        tokens=total,
+    return Observed(
+        tokens=teacher.tokens,
         window=max(len(window) - 1 for window in teacher.windows),
-        free=tallies[0].figures(),
-        pinned=tallies[1].figures() if gates else None,
-        rerouted=rerouted / total if gates else None,
+        free=tallies[0],
+        pinned=tallies[1] if gates else None,
+        rerouted=rerouted / teacher.tokens if gates else None,
     )
+
+
+def observe_rounded(rounded: Rounded, teacher: Teacher) -> Tally:
+    """Read the teacher's windows with Hugging Face's layers, rounded to nearest: `rounding.counterpart`."""
+    tally = Tally()
+    read = [window[:-1] for window in teacher.windows]
+    passage = teacher.passage.reference.passages(read, [rounded], choices_only=True)[rounded]
+    for index, window in enumerate(read):
+        for at, want, targets in _wanted(teacher, index, 0, len(window)):
+            tally.add(passage.logits(index, at), want, targets, at)
+    return tally
 
 
 def _read(probe: Probe, teacher: Teacher) -> Iterator[tuple[int, int, list[Array], int]]:
@@ -183,50 +198,10 @@ def _rerouted(found: Sequence[Array], wanted: Sequence[Array]) -> int:
     return int(np.logical_or.reduce(differs).sum())
 
 
-def _log_probabilities(teacher: Teacher, window: int, start: int, stop: int) -> Iterator[tuple[range, Array]]:
-    """Give the teacher's log probabilities [n, V] at positions from `start` to `stop`, some at a time."""
+def _wanted(teacher: Teacher, window: int, start: int, stop: int) -> Iterator[tuple[range, Array, Array]]:
+    """Give some positions at a time, the teacher's log probabilities [n, V] there, and its targets [n]."""
     rows = max(1, _ELEMENTS // teacher.passage.reference.geometry.vocab_size)
     for first in range(start, stop, rows):
         at = range(first, min(first + rows, stop))
-        yield at, log_softmax(teacher.passage.logits(window, at))
-
-
-class _Tally:
-    """What was found at each position: [n] arrays, to be joined."""
-
-    def __init__(self) -> None:
-        self._found: list[Array] = []
-
-    def add(self, logits: Array, want: Array, targets: Array, at: range) -> None:
-        """Compare logits [n, V] with log probabilities, at positions `at` that foretell `targets` [n]."""
-        got = log_softmax(logits)
-        kl = (np.exp(want) * (want - got)).sum(axis=-1)
-        rows = np.arange(len(at))
-        same = got.argmax(axis=-1) == want.argmax(axis=-1)
-        self._found.append(np.stack([np.array(at), kl, got[rows, targets], want[rows, targets], same]))
-
-    def figures(self) -> tuple[Figures, ...]:
-        """Give the figures of all positions, and of each stretch of `POSITIONS` that has any."""
-        found = np.concatenate(self._found, axis=1)
-        last = int(found[0].max())
-        bounds = [
-            (first, min(after - 1, last)) for first, after in itertools.pairwise((*POSITIONS, last + 1))
-        ]
-        stretches = [(0, last), *((first, end) for first, end in bounds if first <= last)]
-        return tuple(_figures(found, first, end) for first, end in stretches)
-
-
-def _figures(found: Array, first: int, last: int) -> Figures:
-    position = found[0]
-    _, kl, got, want, same = found[:, (position >= first) & (position <= last)]
-    return Figures(
-        first=first,
-        last=last,
-        tokens=len(kl),
-        perplexity=math.exp(-got.mean()),
-        reference_perplexity=math.exp(-want.mean()),
-        kl_mean=float(kl.mean()),
-        kl_99=float(np.quantile(kl, 0.99)),
-        kl_999=float(np.quantile(kl, 0.999)),
-        same_top=float(same.mean()),
-    )
+        targets = np.array(teacher.windows[window][at.start + 1 : at.stop + 1])
+        yield at, log_softmax(teacher.passage.logits(window, at)), targets

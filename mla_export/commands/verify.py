@@ -17,7 +17,8 @@ from mla_export.extras import need
 from mla_export.report import Report
 
 if TYPE_CHECKING:
-    from mla_export.quality import Figures, Quality
+    from mla_export.quality import Quality
+    from mla_export.tally import Figures
 
 STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red", "skipped": "dim"}
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import onnx
@@ -19,10 +20,9 @@ from mla_export.families import account, family_of
 from mla_export.layout import layout
 from mla_export.params import Recipes
 from mla_export.plan import Plan
-from mla_export.trace import trace
+from mla_export.trace import TracedModel
 from mla_runtime.errors import CheckpointError, ConfigError, ExportError
 from tests.checkpoints import VARIANTS, append_mtp, edit_config, make_checkpoint, read_tensors, write_tensors
-from tests.quick_trace import quick_tracing
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +125,7 @@ def test_every_weight_has_a_recipe_of_its_shape(name, absorb, tmp_path):
         return source.read(names[logical])
 
     recipes = Recipes(geometry, absorb, torch.float32, reader)
-    with quick_tracing():
-        plan = Plan.floats(geometry, absorb, "float32")
-        traced = trace(plan)
-    for weight in layout(plan, traced).parameters:
+    for weight in layout(Plan.floats(geometry, absorb, "float32")).parameters:
         pieces = list(recipes(weight.name))
         assert tuple(torch.cat(pieces).shape) == weight.shape if weight.shape else len(pieces) == 1, (
             weight.name
@@ -180,6 +177,24 @@ def test_a_tied_head_has_no_bits_of_its_own(tmp_path):
     with pytest.raises(ConfigError, match=r"--head int4: this model's head is its embedding's table"):
         export(tied, tmp_path / "bundle", **options, head="int4")
     export(tied, tmp_path / "bundle", **options, head="int8")
+
+
+@pytest.mark.parametrize("weights", ["fp16", "int8", "int4"])
+def test_free_disk_is_checked_before_anything_is_traced_or_read(checkpoint, tmp_path, monkeypatch, weights):
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "bundle.json").write_text("old")
+    target = "portable" if weights == "fp16" else "ort-cpu"
+    usage = namedtuple("usage", "total used free")
+    found = re.escape(f"{out}: 0.07 GB are needed and 0.01 GB are free; free some or choose another disk")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 10**7))
+        patch.setattr(TracedModel, "__init__", lambda *_, **__: pytest.fail("blocks were traced"))
+        patch.setattr(Checkpoint, "read", lambda *_: pytest.fail("a weight was read"))
+        with pytest.raises(ExportError, match=found):
+            export(checkpoint, out, target=target, weights=weights, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (out / "bundle.json").read_text() == "old"
 
 
 def test_special_id_outside_the_vocabulary(checkpoint, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -178,12 +179,26 @@ def test_no_space_left_while_writing_is_one_clear_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_space_is_said_before(tmp_path, monkeypatch):
+def free(monkeypatch, nbytes: int) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 3 * 10**9))
-    with pytest.raises(ExportError, match=r"5\.00 GB are needed and 3\.00 GB are free; free some"):
-        publish.check_space(tmp_path / "bundle", 5 * 10**9)
-    publish.check_space(tmp_path / "bundle", 3 * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, nbytes))
+
+
+def test_too_little_space_is_said_before(tmp_path, monkeypatch):
+    out = tmp_path / "bundle"
+    old_bundle(out)
+    free(monkeypatch, 3 * 10**9)
+
+    def publish_large(needed: int) -> None:
+        with publish.staged(out, force=True, needed=needed) as staging:
+            (staging / "bundle.json").write_text("new")
+
+    with pytest.raises(ExportError, match=r"bundle: 5\.00 GB are needed and 3\.00 GB are free; free some"):
+        publish_large(5 * 10**9)
+    assert content(out) == {"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    publish_large(3 * 10**9)
+    assert content(out) == {"new"}
 
 
 def test_target_that_is_not_a_bundle_is_never_replaced(tmp_path):
@@ -257,4 +272,25 @@ def test_interrupted_work_that_nobody_can_use_is_removed(tmp_path):
         assert staging != left
         assert not left.exists()
         (staging / "bundle.json").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_is_there_needs_no_space_and_is_kept_where_the_rest_has_none(tmp_path, monkeypatch):
+    out = tmp_path / "bundle"
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(out, "half")
+    (left,) = tmp_path.iterdir()
+    os.truncate(left / "half", 2 * 10**9)  # a hole: nothing is written
+
+    def go_on(needed: int) -> None:
+        with publish.staged(out, force=False, needed=needed, keep=kept) as staging:
+            assert staging == left
+            (staging / "half").rename(staging / "bundle.json")
+
+    free(monkeypatch, 3 * 10**9)
+    with pytest.raises(ExportError) as short:
+        go_on(5 * 10**9 + 1)
+    assert f"5.00 GB are needed, 2.00 GB of them are there ({left}), and 3.00 GB are free" in str(short.value)
+    assert (left / "half").stat().st_size == 2 * 10**9
+    go_on(5 * 10**9)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -14,8 +14,9 @@ from mla_export.checkpoint import Checkpoint
 from mla_export.compare import divergence
 from mla_export.export import export
 from mla_export.probe import Probe, Reading
-from mla_export.quality import Figures, Quality, Teacher, cut, measure, text_windows
+from mla_export.quality import Quality, Teacher, cut, measure, text_windows
 from mla_export.reference import Reference
+from mla_export.tally import Figures
 from mla_runtime import Bundle
 from mla_runtime.backends.base import Call
 from mla_runtime.errors import BundleError, InputError, NumericsError

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 from mla_export.export import export
 from mla_export.journal import JOURNAL
 from mla_export.params import Recipes
+from mla_runtime.errors import ExportError
 from tests.checkpoints import make_checkpoint
 from tests.quick_trace import quick_tracing
 
@@ -29,6 +32,7 @@ import torch
 from mla_export import canary, journal
 from mla_export.export import export
 from mla_export.params import Recipes
+from mla_runtime.errors import ExportError
 from tests.quick_trace import quick_tracing
 
 def die(*args):
@@ -182,6 +186,19 @@ def test_interrupted_export(checkpoint, clean, tmp_path, monkeypatch):
     asked = resume(checkpoint, tmp_path / "bundle", monkeypatch)
     assert asked == names[names.index("layers.1.moe.experts.down") :]
     assert digests(tmp_path / "bundle") == files
+
+
+def test_a_full_disk_does_not_take_what_was_finished(checkpoint, clean, tmp_path, monkeypatch):
+    names, files = clean
+    out = tmp_path / "bundle"
+    staging = interrupted(checkpoint, out)
+    usage = namedtuple("usage", "total used free")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 0))
+        with pytest.raises(ExportError, match=re.escape(f"of them are there ({staging}), and 0.00 GB are")):
+            export(checkpoint, out, **OPTIONS)
+    assert resume(checkpoint, out, monkeypatch) == names[names.index("layers.1.moe.experts.down") :]
+    assert digests(out) == files
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end", "a hash"])

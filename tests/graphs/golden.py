@@ -90,7 +90,7 @@ traced = functools.cache(trace)
 def build(plan: Plan, phase: Phase, *, lowered: bool = True, kinds: TracedModel | None = None) -> ir.Model:
     """Give the assembled model of a phase, by default lowered to its target; `kinds` are its blocks."""
     kinds = kinds or traced(plan)
-    model = assemble(plan, phase, kinds, layout(plan, kinds), "weights.data")
+    model = assemble(plan, phase, kinds, layout(plan), "weights.data")
     return lower(model, plan.target, phase) if lowered else model
 
 
