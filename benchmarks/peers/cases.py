@@ -87,6 +87,8 @@ def _ours(shape: str) -> Iterator[Case]:
             continue
         for cache in ("float", "int8"):
             options = ["--target", "ort-cpu", "--weights", weights.replace("float", "fp32"), "--group", "128"]
+            if weights == "int4":  # the GGUF's head has 4 bits too
+                options += ["--head", "int4"]
             if cache == "int8":
                 options += ["--cache", "int8"]
             yield Case(

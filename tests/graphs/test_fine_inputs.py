@@ -40,6 +40,7 @@ def test_which_weights_have_fine_inputs():
     assert matrices.has_fine_inputs("layers.3.attention.q_up.weight", 8)
     assert matrices.has_fine_inputs("head.logits", 8)
     assert not matrices.has_fine_inputs("layers.3.attention.q_up", 4)
+    assert not matrices.has_fine_inputs("layers.3.attention.kv_down", 8)
     assert not matrices.has_fine_inputs("layers.0.mlp.down.weight", 8)
 
 
