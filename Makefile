@@ -9,13 +9,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test lint type format wheel clean
+# for the comparison with other programs alone: one of them is compiled here, for this machine's processor
+PEERS := .venv-peers
+CLANG = $(firstword $(shell command -v clang-19 clang 2>/dev/null) cc)
+
+.PHONY: help demo test lint type format wheel bench-peers clean
 
 help:
 	@echo "make demo      export the sample model, prove the export, decode with it"
 	@echo "make test      the whole test suite"
 	@echo "make lint      ruff, check only      make format   let ruff rewrite"
 	@echo "make type      mypy, strict          make wheel    build the wheel into dist/"
+	@echo "make bench-peers  speed beside llama.cpp, mobius-onnx and transformers; 30 GB of disk, an hour"
 	@echo "make clean     remove .venv, caches and outputs"
 
 $(BIN)/python:
@@ -53,6 +58,21 @@ format: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
 
+$(PEERS)/.installed: benchmarks/peers/requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	"$(PYTHON) is Python %d.%d; 3.11 or later is needed here: make PYTHON=python3.11 ..." % v[:2])'
+	@echo "Installing into $(PEERS) and compiling llama.cpp with $(CLANG); this takes a quarter of an hour."
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q cmake ninja
+	PATH="$(abspath $(PEERS))/bin:$$PATH" CC=$(CLANG) CXX=$(subst clang,clang++,$(CLANG:cc=c++)) \
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" \
+	$(PEERS)/bin/python -m pip install -q --no-binary llama-cpp-python -r benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install -q -e '.[cpu,export,verify]'
+	@touch $@
+
+bench-peers: $(PEERS)/.installed
+	HF_HUB_OFFLINE=1 $(PEERS)/bin/python benchmarks/peers/bench.py --weights int4 int8 float
+
 clean:
-	rm -rf $(VENV) dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
