@@ -151,6 +151,7 @@ class _Stamp:
                 "group": parameter.blocks.group,
                 "inputs": parameter.inputs,
                 "table": int(parameter.is_table),
+                "fine": int(parameter.blocks.fine),
             }
             made = ir.Value(name=name, shape=ir.Shape(parameter.shape), type=ir.TensorType(parameter.dtype))
             self.nodes.append(

@@ -15,7 +15,7 @@ from torch import nn
 
 from mla_export.blocks import DecoderLayer, Head, Prelude
 from mla_export.plan import Plan
-from mla_export.quantize.rule import bits_of
+from mla_export.quantize.rule import bits_of, has_fine_inputs
 from mla_graphs.geometry import Blocks, Geometry
 
 # Weights start at multiples of a page, so that a runtime can map them.
@@ -143,4 +143,6 @@ def _blocks(plan: Plan, name: str) -> Blocks | None:
     if plan.weights is None:
         return None
     bits = bits_of(name, plan.geometry, plan.weights.bits, plan.head)
-    return None if bits is None else Blocks(bits, plan.weights.group)
+    if bits is None:
+        return None
+    return Blocks(bits, plan.weights.group, has_fine_inputs(name, plan.geometry, plan.weights.bits))

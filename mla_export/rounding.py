@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from mla_export.linears import Linears, parameter_of
 from mla_export.quantize import Bits
-from mla_export.quantize.rule import bits_of
+from mla_export.quantize.rule import bits_of, has_fine_inputs
 from mla_graphs.contract import BYTES
 from mla_graphs.geometry import Geometry
-from mla_graphs.lowering.ort_cpu.matrices import has_fine_inputs
 from mla_runtime.manifest import Precision as Formats
 
 Precision = Literal["float64", "float32", "float16"]
@@ -81,8 +80,9 @@ class Rounded:
         return Linears(module, lambda _linear, _expert, rows: nearest(rows, 8, self.group))
 
     def _rounds_inputs(self, parameter: str, geometry: Geometry) -> bool:
-        bits = self._bits(parameter, geometry)
-        return bits is not None and not has_fine_inputs(parameter, bits)
+        if self.weight_bits is None or self._bits(parameter, geometry) is None:
+            return False
+        return not has_fine_inputs(parameter, geometry, self.weight_bits)
 
     def _bits(self, parameter: str, geometry: Geometry) -> Bits | None:
         if self.weight_bits is None:

@@ -64,10 +64,11 @@ _ALL = (
         "Dequantize",
         ("codes", "scales"),
         ("weight",),
-        ("bits", "group", "inputs", "table"),
+        ("bits", "group", "inputs", "table", "fine"),
         "value = (code - 2^(bits-1)) · scale of its group of `group` inputs. codes uint8 [..., out, groups, "
         "group·bits/8], two codes of 4 bits to a byte, the first in its low half; scales [..., out, groups]. "
-        "weight [..., in, out], or [out, in] with table 1; codes beyond `inputs` are padding.",
+        "weight [..., in, out], or [out, in] with table 1; codes beyond `inputs` are padding. fine 1: "
+        "a target that rounds what the weight is multiplied with keeps 16 bits of it.",
     ),
     Operator("Split", ("x",), ("first", "second"), ("sizes",), "Splits the last axis in two."),
     Operator("SplitHeads", ("x",), ("y",), ("heads",), "[B,S,H·D] to [B,H,S,D]."),

@@ -8,7 +8,7 @@ import pytest
 
 from mla_export.layout import layout
 from mla_export.plan import Plan
-from mla_export.quantize.rule import bits_of
+from mla_export.quantize.rule import bits_of, has_fine_inputs
 from mla_graphs.geometry import Blocks
 from tests.graphs import golden
 
@@ -47,3 +47,20 @@ def test_what_stays_above_four_bits() -> None:
 def test_the_feed_forward_of_a_dense_model_is_its_bulk() -> None:
     dense = dataclasses.replace(golden.GEOMETRY, moe=None, layer_kinds=("dense", "dense"))
     assert bits_of("layers.0.mlp.down.weight", dense, 4) == 4
+
+
+def test_which_inputs_are_fine() -> None:
+    g = golden.GEOMETRY
+    fine = ["head.weight", "layers.1.attention.q_up.weight", "layers.0.attention.o_proj.weight"]
+    coarse = ["layers.1.moe.shared.down.weight", "layers.1.moe.experts.down", "layers.0.mlp.down.weight"]
+    assert all(has_fine_inputs(name, g, 8) for name in fine)
+    assert not any(has_fine_inputs(name, g, 8) for name in coarse)
+    assert not any(has_fine_inputs(name, g, 4) for name in fine)
+    dense = dataclasses.replace(g, moe=None, layer_kinds=("dense", "dense"))
+    assert not any(has_fine_inputs(name, dense, 8) for name in fine)
+    tied = dataclasses.replace(g, tie_word_embeddings=True)
+    assert has_fine_inputs("embed.weight", tied, 8)
+    plan = dataclasses.replace(golden.FACTORED, weights=Blocks(8, 32))
+    for parameter in layout(plan).parameters:
+        if parameter.blocks is not None:
+            assert parameter.blocks.fine == has_fine_inputs(parameter.name, g, 8), parameter.name

@@ -36,14 +36,6 @@ def test_what_rounding_leaves_is_multiplied_too(shape, inputs, group):
     assert error(fine=True, bias=bias) < error(fine=False) / 50
 
 
-def test_which_weights_have_fine_inputs():
-    assert matrices.has_fine_inputs("layers.3.attention.q_up.weight", 8)
-    assert matrices.has_fine_inputs("head.logits", 8)
-    assert not matrices.has_fine_inputs("layers.3.attention.q_up", 4)
-    assert not matrices.has_fine_inputs("layers.3.attention.kv_down", 8)
-    assert not matrices.has_fine_inputs("layers.0.mlp.down.weight", 8)
-
-
 def run(
     x: np.ndarray,
     codes: np.ndarray,
@@ -56,7 +48,7 @@ def run(
     """Run the product alone on ONNX Runtime."""
     constants = Constants()
     b = Builder("x", constants)
-    weight = BlockWeight(b.constant(codes), b.constant(scales), 8, group, inputs)
+    weight = BlockWeight(b.constant(codes), b.constant(scales), 8, group, inputs, fine)
     fed = ir.Value(name="in", shape=ir.Shape(x.shape), type=ir.TensorType(ir.DataType.FLOAT))
     added = [] if bias is None else [b.constant(bias)]
     if fine:

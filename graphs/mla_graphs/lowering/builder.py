@@ -152,6 +152,7 @@ class BlockWeight:
     bits: int
     group: int
     inputs: int
+    fine: bool
 
     @property
     def outputs(self) -> int:
@@ -194,7 +195,7 @@ class Call:
         if codes is None or scales is None:
             raise ValueError(f"{node.name} lacks codes or scales")
         bits, group, inputs = (node.attributes[name].as_int() for name in ("bits", "group", "inputs"))
-        return BlockWeight(codes, scales, bits, group, inputs)
+        return BlockWeight(codes, scales, bits, group, inputs, bool(node.attributes["fine"].as_int()))
 
     def integer(self, name: str) -> int:
         """Give an integer attribute."""

@@ -43,17 +43,6 @@ def product(
     )
 
 
-def has_fine_inputs(name: str, bits: int) -> bool:
-    """Whether the weight `name` of so many bits is multiplied with inputs of 16 bits instead of 8.
-
-    Beside weights of 8 bits it is the rounding of attention's inputs that turns gates to other experts, and
-    that of the head's which is seen in the logits. `kv_down` has 8 bits beside weights of 4 only, whose error
-    leaves no trace of this one.
-    """
-    attention = ".attention." in name and ".kv_down" not in name
-    return bits == 8 and (attention or name.startswith(("head.", "embed.")))
-
-
 def _fine_product(
     b: Builder, x: ir.Value, rank: int, weight: BlockWeight, bias: ir.Value | None = None
 ) -> ir.Value:
@@ -91,7 +80,7 @@ def _linear(b: Builder, call: Call) -> Values:
     if weight is None:
         return dense.RULES["Linear"](b, call)
     x, _, *bias = call.inputs
-    if has_fine_inputs(b.prefix, weight.bits):
+    if weight.fine:
         return [_fine_product(b, x, 3, weight, *bias)]
     return [product(b, x, weight, bias[0] if bias else None)]
 
@@ -101,7 +90,7 @@ def _logits(b: Builder, call: Call) -> Values:
     if table is None:
         return dense.RULES["Logits"](b, call)
     x = dense.scaled(b, call.inputs[0], call.dtype(), call, "scaled")
-    if has_fine_inputs(b.prefix, table.bits):
+    if table.fine:
         return [_fine_product(b, x, 2, table)]
     return [product(b, x, table)]
 
