@@ -100,8 +100,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
         "--group",
         type=int,
         choices=[32, 128],
-        default=32,
-        help="inputs that share a scale in int8 and int4 (default: %(default)s)",
+        help="inputs that share a scale in int8 and int4 (default: 32)",
     )
     parser.add_argument(
         "--head",

@@ -49,7 +49,7 @@ def export(
     absorb: Absorb = "factored",
     dtype: Literal["fp32", "fp16"] | None = None,
     weights: Literal["fp32", "fp16", "int8", "int4"] | None = None,
-    group: Literal[32, 128] = 32,
+    group: Literal[32, 128] | None = None,
     head: Literal["int8", "int4"] | None = None,
     cache: Literal["float", "int8"] = "float",
     cache_rope: Literal["float", "int8"] = "float",
@@ -64,14 +64,14 @@ def export(
 
     `target` chooses the operators that the graphs are written in, `absorb` the attention's form, `dtype`
     the type of activations (fp32 if not given, or what `weights` says). `weights` is how matrices are stored:
-    as `dtype`, or int8 or int4 with a scale for each `group` of inputs; `head` is how a head of its own is
-    stored then (default: int8). The latent rows of the cache are of
-    the type `dtype` too, or int8 with a scale a token (`cache`), and so are the rotary keys (`cache_rope`,
-    int8 only beside int8 latents). `max_context` bounds the positions (default: what the model was made
-    for), `chunk` how many prompt tokens go through the graph at once (default: 512, for the target
-    `ort-cpu` 256, or the context where that is less). `calibrate` is a file that int8 and int4 weights are
-    calibrated with, `calibrate_tokens` how much of it is used (`read_calibration`). An existing bundle is
-    replaced only with `force`, and only by a finished one. `told` is given the errors of the rounded weights.
+    as `dtype`, or int8 or int4 with a scale for each `group` of inputs (default: 32); `head` is how a head of
+    its own is stored then (default: int8). The latent rows of the cache are of the type `dtype` too, or int8
+    with a scale a token (`cache`), and so are the rotary keys (`cache_rope`, int8 only beside int8 latents).
+    `max_context` bounds the positions (default: what the model was made for), `chunk` how many prompt
+    tokens go through the graph at once (default: 512, for the target `ort-cpu` 256, or the context where that
+    is less). `calibrate` is a file that int8 and int4 weights are calibrated with, `calibrate_tokens` says how
+    much of it is used (`read_calibration`). An existing bundle is replaced only with `force`, and only by a
+    finished one. `told` is given the errors of the rounded weights.
 
     An export that was killed or interrupted is gone on with: weights that it had finished are not made again.
 
@@ -102,7 +102,7 @@ def export(
     graphs = GRAPHS[plan.target]
     identity = fingerprint(source, plan, places, calibration.entry if calibration else None)
     errors = WeightErrors()
-    quantiser = errors.watch(_quantiser(source, plan, places, calibration))
+    quantiser = _quantiser(source, plan, places, calibration)
     needed = places.nbytes + _MARGIN
     keep = partial(resumable, identity=identity)
     with publish.staged(folder, force=force, needed=needed, keep=keep) as staging:
@@ -111,7 +111,7 @@ def export(
         journal = Journal(staging, identity)
         recipes = Recipes(geometry, absorb, plan.torch_dtype, lambda name: source.read(names[name]))
         with progress.task("weights", sum(weight.nbytes for weight in places.weights), "bytes") as advance:
-            written = weights_file.write(journal, places, recipes, advance, quantiser)
+            written = weights_file.write(journal, places, recipes, advance, quantiser, errors)
         # Where one file serves both phases it is the prompt's graph, which runs for any number of tokens.
         for file, phase in {file: phase for phase, file in graphs.items()}.items():
             graph = lower(assemble(plan, phase, traced, places, WEIGHTS), plan.target, phase)

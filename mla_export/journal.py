@@ -1,8 +1,9 @@
 """What an interrupted export had finished: a journal beside the weights file, in the staging folder.
 
 Its first line identifies all that determines the weights' bytes; each further line is a finished parameter:
-its name, where it ends in the file, and the SHA-256 of the file up to there. The running hash of a later
-export, which has to read those bytes anyway, thereby tells whether they are what was written.
+its name, where it ends in the file, the SHA-256 of the file up to there, and what its rounding changed. The
+running hash of a later export, which has to read those bytes anyway, thereby tells whether they are what was
+written.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from mla_export.checkpoint import Checkpoint
 from mla_export.layout import Layout
 from mla_export.plan import Plan
+from mla_export.quantiser import Sums
 from mla_runtime.manifest import Calibration
 
 if TYPE_CHECKING:
@@ -73,15 +75,15 @@ class Journal:
     staging: Path
     identity: str
 
-    def open(self) -> tuple[IO[bytes], _Hash, int]:
-        """Open the weights file behind its finished parameters: file, hash so far, how many there are.
+    def open(self) -> tuple[IO[bytes], _Hash, list[Sums | None]]:
+        """Open the weights file behind its finished parameters: file, hash so far, what was added with each.
 
         What does not match its hash, and all behind it, is cut off. Without a journal the file is made anew.
         """
         weights = self.staging / WEIGHTS
         if not resumable(self.staging, self.identity):
             self._write([])
-            return weights.open("wb"), hashlib.sha256(), 0
+            return weights.open("wb"), hashlib.sha256(), []
         file = weights.open("r+b")
         accepted: list[dict[str, object]] = []
         digest = hashlib.sha256()
@@ -96,15 +98,17 @@ class Journal:
         file.seek(end)
         file.truncate()
         self._write(accepted)
-        return file, digest, len(accepted)
+        return file, digest, [_sums(line.get("errors")) for line in accepted]
 
-    def add(self, parameter: str, end: int, digest: _Hash) -> None:
-        """Note a finished parameter. Its bytes have been handed to the system, so that a kill keeps them.
+    def add(self, parameter: str, end: int, digest: _Hash, errors: Sums | None) -> None:
+        """Note a finished parameter and its `WeightErrors.sums`.
 
-        After a loss of power the hash shows what did not reach the disk.
+        Its bytes have been handed to the system, so that a kill keeps them; after a loss of power the hash
+        shows what did not reach the disk.
         """
+        line = {"parameter": parameter, "end": end, "sha256": digest.hexdigest(), "errors": errors}
         with (self.staging / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"parameter": parameter, "end": end, "sha256": digest.hexdigest()}) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     def remove(self) -> None:
         """Remove the journal, which is no part of a bundle."""
@@ -127,6 +131,13 @@ def _read(path: Path) -> list[dict[str, object]]:
             break
         lines.append(line)
     return lines
+
+
+def _sums(value: object) -> Sums | None:
+    match value:
+        case [float(error), float(size)]:
+            return error, size
+    return None
 
 
 def _feed(digest: _Hash, file: IO[bytes], end: object, at: int) -> bool:

@@ -86,7 +86,7 @@ class Forms:
         absorb: str,
         dtype: str | None,
         weights: str | None,
-        group: int,
+        group: int | None,
         cache: str,
         cache_rope: str,
         *,
@@ -99,7 +99,7 @@ class Forms:
             ("absorb", absorb, get_args(Absorb)),
             ("dtype", dtype, (None, *_FLOATS)),
             ("weights", weights, (None, *_FLOATS, *_BITS)),
-            ("group", group, GROUPS),
+            ("group", group, (None, *GROUPS)),
             ("head", head, (None, *_BITS)),
             ("cache", cache, ("float", "int8")),
             ("cache_rope", cache_rope, ("float", "int8")),
@@ -126,12 +126,9 @@ class Forms:
             raise ConfigError(
                 "--cache-rope int8 goes with --cache int8: rotary keys are the smaller part of a row"
             )
-        if head is not None and weights not in _BITS:
-            raise ConfigError(
-                f"--head {head} is for weights in int8 or int4; give one of them with --weights"
-            )
-        if calibrated and weights not in _BITS:
-            raise ConfigError("--calibrate is for weights in int8 or int4; give one of them with --weights")
+        for given, option in ((group, "--group"), (head, "--head"), (calibrated or None, "--calibrate")):
+            if given is not None and weights not in _BITS:
+                raise ConfigError(f"{option} is for weights in int8 or int4; give one of them with --weights")
         # what ONNX Runtime multiplies fast
         byte: RowType = "uint8" if target == "ort-cpu" else "int8"
         types: dict[str, RowType] = {"float": compute, "int8": byte}
@@ -139,7 +136,7 @@ class Forms:
             target,  # type: ignore[arg-type] # checked above
             absorb,  # type: ignore[arg-type]
             compute,
-            Blocks(_BITS[weights], group) if weights in _BITS else None,
+            Blocks(_BITS[weights], group or GROUPS[0]) if weights in _BITS else None,
             CacheTypes(types[cache], types[cache_rope]),
             8 if head is None else _BITS[head],
             calibrated,

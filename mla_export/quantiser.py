@@ -38,11 +38,14 @@ def searched(parameter: Parameter, matrix: Tensor, expert: int | None) -> Quanti
     return quantize_blocks(matrix, bits, group, scale_dtype=scale_dtype(parameter), name=parameter.name)
 
 
+Sums = tuple[float, float]
+
+
 class WeightErrors:
     """What rounding changed: of each parameter in blocks, the RMS error as a share of the RMS weight."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, float]] = {}
+        self._sums: dict[str, Sums] = {}
 
     def watch(self, quantiser: Quantiser) -> Quantiser:
         """Give a quantiser that does the same and adds up its errors here."""
@@ -53,6 +56,14 @@ class WeightErrors:
             return found
 
         return watched
+
+    def sums(self, name: str) -> Sums | None:
+        """Give the squared errors and the squared weights of a parameter, summed; None for one in floats."""
+        return self._sums.get(name)
+
+    def restore(self, name: str, sums: Sums) -> None:
+        """Take over what an earlier run found for a parameter."""
+        self._sums[name] = sums
 
     @property
     def by_parameter(self) -> dict[str, float]:

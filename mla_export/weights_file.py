@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mla_export.journal import Journal
 from mla_export.layout import ALIGNMENT, Layout, Parameter, Weight
-from mla_export.quantiser import Quantiser, searched
+from mla_export.quantiser import Quantiser, WeightErrors, searched
 from mla_export.quantize.pack import matmul_nbits
 from mla_runtime.errors import ExportError
 from mla_runtime.manifest import FileEntry
@@ -26,15 +26,23 @@ def write(
     pieces: Callable[[str], Iterator[Tensor]],
     advance: Callable[[int], None],
     quantiser: Quantiser = searched,
+    errors: WeightErrors | None = None,
 ) -> FileEntry:
     """Write the weights file of `journal` and flush it to the disk; `advance` is told the bytes written.
 
     What the journal knows to be finished is left as it is. `pieces` gives the data of any other parameter
-    along its first axis, `quantiser` rounds what is in blocks, in the order of the file. Raises `ExportError`
+    along its first axis, `quantiser` rounds what is in blocks, in the order of the file; `errors` is
+    told what that changed, in an earlier run too. Raises `ExportError`
     where a value is not finite in the weight's type, naming the weight.
     """
     places = {(weight.parameter, weight.part): weight for weight in layout.weights}
-    file, digest, finished = journal.open()
+    errors = WeightErrors() if errors is None else errors
+    quantiser = errors.watch(quantiser)
+    file, digest, known = journal.open()
+    finished = len(known)
+    for parameter, sums in zip(layout.parameters, known, strict=False):
+        if sums is not None:
+            errors.restore(parameter.name, sums)
     with file:
         left = {parameter.name for parameter in layout.parameters[finished:]}
         advance(sum(weight.nbytes for weight in layout.weights if weight.parameter not in left))
@@ -62,7 +70,7 @@ def write(
                 put(places[parameter.name, "codes"], _codes(parameter, made, scales, quantiser))
                 put(places[parameter.name, "scales"], (_bytes(part) for part in scales))
             file.flush()
-            journal.add(parameter.name, file.tell(), digest)
+            journal.add(parameter.name, file.tell(), digest, errors.sums(parameter.name))
         size = file.tell()
         file.flush()
         os.fsync(file.fileno())

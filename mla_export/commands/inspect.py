@@ -91,6 +91,8 @@ def _facts(inspection: Inspection) -> Iterator[tuple[str, str]]:
         for reason, number in tensors.ignored.items():
             yield "ignored", f"{counted(number, 'tensor')}: {reason}"
     if inspection.bundle is not None:
+        row = sum(tensor.row_bytes for tensor in inspection.bundle.cache)
+        yield "cache", f"{row:,} bytes a token in this bundle; the table below is of the model in any format"
         files = inspection.bundle.manifest.files
         total = size(sum(entry.size for entry in files.values()))
         yield "files", f"{total}: " + ", ".join(f"{name} {size(entry.size)}" for name, entry in files.items())

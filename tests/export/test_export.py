@@ -166,8 +166,10 @@ def test_target_is_checked_before_any_work(checkpoint, bundle, tmp_path):
         export(checkpoint, tmp_path / "bundle", chunk=0)
     with pytest.raises(ConfigError, match="absorb 'folded': choose one of factored, merged, expanded"):
         export(checkpoint, tmp_path / "bundle", absorb="folded")
-    with pytest.raises(ConfigError, match="--head int4 is for weights in int8 or int4"):
+    with pytest.raises(ConfigError, match="--head is for weights in int8 or int4"):
         export(checkpoint, tmp_path / "bundle", head="int4")
+    with pytest.raises(ConfigError, match="--group is for weights in int8 or int4"):
+        export(checkpoint, tmp_path / "bundle", group=128)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ import torch
 from mla_export.export import export
 from mla_export.journal import JOURNAL
 from mla_export.params import Recipes
+from mla_export.quantiser import WeightErrors
 from mla_runtime.errors import ExportError
 from tests.checkpoints import make_checkpoint
 from tests.quick_trace import quick_tracing
@@ -56,8 +57,8 @@ def before_the_journal_knows():
 
 def within_a_line_of_the_journal():
     real = journal.Journal.add
-    def add(self, parameter, end, digest):
-        real(self, parameter, end, digest)
+    def add(self, parameter, end, digest, errors):
+        real(self, parameter, end, digest, errors)
         if parameter == "layers.0.attention.o_proj.weight":
             path = self.staging / journal.JOURNAL
             os.truncate(path, path.stat().st_size - 20)
@@ -186,6 +187,16 @@ def test_interrupted_export(checkpoint, clean, tmp_path, monkeypatch):
     asked = resume(checkpoint, tmp_path / "bundle", monkeypatch)
     assert asked == names[names.index("layers.1.moe.experts.down") :]
     assert digests(tmp_path / "bundle") == files
+
+
+def test_errors_of_weights_that_were_finished_before_are_told_too(checkpoint, tmp_path, monkeypatch):
+    told: list[WeightErrors] = []
+    (tmp_path / "stopped").mkdir()
+    interrupted(checkpoint, tmp_path / "stopped" / "bundle")
+    resume(checkpoint, tmp_path / "stopped" / "bundle", monkeypatch, told=told.append)
+    resume(checkpoint, tmp_path / "whole", monkeypatch, told=told.append)
+    assert told[0].by_parameter == told[1].by_parameter
+    assert told[0].overall == told[1].overall > 0
 
 
 def test_a_full_disk_does_not_take_what_was_finished(checkpoint, clean, tmp_path, monkeypatch):
