@@ -69,7 +69,7 @@ def export(
     with a scale a token (`cache`), and so are the rotary keys (`cache_rope`, int8 only beside int8 latents).
     `max_context` bounds the positions (default: what the model was made for), `chunk` how many prompt
     tokens go through the graph at once (default: 512, for the target `ort-cpu` 256, or the context where that
-    is less). `calibrate` is a file that int8 and int4 weights are calibrated with, `calibrate_tokens` says how
+    is less). `calibrate` is a file that int8 and int4 weights are calibrated with, `calibrate_tokens` how
     much of it is used (`read_calibration`). An existing bundle is replaced only with `force`, and only by a
     finished one. `told` is given the errors of the rounded weights.
 
