@@ -197,7 +197,7 @@ def test_same_text_same_bytes_and_what_the_manifest_says(checkpoint, ids, tmp_pa
     manifest = RawGraph(first, "step").bundle.manifest
     assert manifest.calibration == Calibration(hashlib.sha256(ids.read_bytes()).hexdigest(), 256)
     assert manifest.precision.method == "calibrated"
-    assert manifest.precision.words == "float32, calibrated int4 weights in groups of 32"
+    assert manifest.precision.words == "float32, calibrated int4 weights in groups of 32, head int8"
     assert RawGraph(plain, "step").bundle.manifest.precision.method == "searched"
     assert RawGraph(plain, "step").bundle.manifest.calibration is None
     calibrated, searched = told

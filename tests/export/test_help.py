@@ -11,6 +11,7 @@ from mla_export import cli
 from mla_export.cli import main
 from mla_export.commands import bench, demo
 from mla_export.export import DEFAULT_CHUNK
+from mla_export.plan import GROUPS
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -49,7 +50,9 @@ def explained(command: str, option: str) -> str:
 
 
 def test_defaults_in_words_are_those_of_the_code():
-    assert f"(default: {DEFAULT_CHUNK}," in explained("export", "--chunk")
+    portable, ort_cpu = DEFAULT_CHUNK["portable"], DEFAULT_CHUNK["ort-cpu"]
+    assert f"(default: {portable}, with --target ort-cpu {ort_cpu}, or" in explained("export", "--chunk")
+    assert f"(default: {GROUPS[0]})" in explained("export", "--group")
     assert f"(default: {bench.PROMPT}," in explained("bench", "--prompt")
     assert f"(default: {bench.STEPS}," in explained("bench", "--steps")
     assert f"0,{bench.DEPTH} (default: those" in explained("bench", "--depths")
