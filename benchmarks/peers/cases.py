@@ -86,7 +86,9 @@ def _ours(shape: str) -> Iterator[Case]:
         if weights == "float" and shape not in _FLOAT32_SHAPES:
             continue
         for cache in ("float", "int8"):
-            options = ["--target", "ort-cpu", "--weights", weights.replace("float", "fp32"), "--group", "128"]
+            options = ["--target", "ort-cpu", "--weights", weights.replace("float", "fp32")]
+            if weights != "float":
+                options += ["--group", "128"]
             if weights == "int4":  # the GGUF's head has 4 bits too
                 options += ["--head", "int4"]
             if cache == "int8":

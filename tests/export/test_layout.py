@@ -50,8 +50,8 @@ def test_traced_blocks_have_the_parameters_of_the_layout(tmp_path, name, absorb)
 @pytest.mark.parametrize(
     "forms",
     [
-        ("portable", "factored", "fp16", None, 32),
-        ("portable", "merged", None, None, 32),
+        ("portable", "factored", "fp16", None, None),
+        ("portable", "merged", None, None, None),
         ("ort-cpu", "factored", None, "int8", 32),
         ("ort-cpu", "factored", None, "int4", 32),
         ("ort-cpu", "merged", None, "int4", 128),
