@@ -13,6 +13,11 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PEERS := .venv-peers
 CLANG = $(firstword $(shell command -v clang-19 clang 2>/dev/null) cc)
 
+define check_python
+@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+"$(PYTHON) is Python %d.%d; 3.11 or later is needed here: make PYTHON=python3.11 ..." % v[:2])'
+endef
+
 .PHONY: help demo test lint type format wheel bench-peers clean
 
 help:
@@ -20,12 +25,11 @@ help:
 	@echo "make test      the whole test suite"
 	@echo "make lint      ruff, check only      make format   let ruff rewrite"
 	@echo "make type      mypy, strict          make wheel    build the wheel into dist/"
-	@echo "make bench-peers  speed beside llama.cpp, mobius-onnx and transformers; 30 GB of disk, an hour"
+	@echo "make bench-peers  speed beside llama.cpp, mobius-onnx and transformers; 30 GB of disk"
 	@echo "make clean     remove .venv, caches and outputs"
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
-	"$(PYTHON) is Python %d.%d; 3.11 or later is needed here: make PYTHON=python3.11 ..." % v[:2])'
+	$(check_python)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
@@ -59,9 +63,8 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
 
 $(PEERS)/.installed: benchmarks/peers/requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
-	"$(PYTHON) is Python %d.%d; 3.11 or later is needed here: make PYTHON=python3.11 ..." % v[:2])'
-	@echo "Installing into $(PEERS) and compiling llama.cpp with $(CLANG); this takes a quarter of an hour."
+	$(check_python)
+	@echo "Installing into $(PEERS) and compiling llama.cpp with $(CLANG) for this processor."
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install -q cmake ninja
 	PATH="$(abspath $(PEERS))/bin:$$PATH" CC=$(CLANG) CXX=$(subst clang,clang++,$(CLANG:cc=c++)) \

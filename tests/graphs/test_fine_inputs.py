@@ -48,9 +48,9 @@ def run(
     """Run the product alone on ONNX Runtime."""
     constants = Constants()
     b = Builder("x", constants)
-    weight = BlockWeight(b.constant(codes), b.constant(scales), 8, group, inputs, fine)
+    weight = BlockWeight(constants(codes), constants(scales), 8, group, inputs, fine)
     fed = ir.Value(name="in", shape=ir.Shape(x.shape), type=ir.TensorType(ir.DataType.FLOAT))
-    added = [] if bias is None else [b.constant(bias)]
+    added = [] if bias is None else [constants(bias)]
     if fine:
         result = matrices._fine_product(b, fed, x.ndim, weight, *added)
     else:

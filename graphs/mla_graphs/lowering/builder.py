@@ -122,10 +122,6 @@ class Builder:
         """Give entry `index` of a stacked weight."""
         return self._constants.part(stack, index)
 
-    def constant(self, array: np.ndarray) -> ir.Value:
-        """Give a constant of any type and shape."""
-        return self._constants(array)
-
     def byte(self, value: int, dtype: ir.DataType) -> ir.Value:
         """Give a constant scalar of an integer type of 8 bits."""
         return self._constants(np.array(value, dtype=dtype.numpy()))

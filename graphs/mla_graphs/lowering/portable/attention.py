@@ -1,4 +1,4 @@
-"""Attention over the rows of a cache and the new rows. Many rows are joined as scores, not as rows.
+"""Attention over the rows of a cache and the new rows: joined as scores, or for many queries as rows.
 
 What a query sees is a selection here, not an added bias: a target may take the one for the other.
 """
@@ -100,8 +100,7 @@ class Masks:
     unfold: ir.Value
 
 
-def visibility(b: Builder, call: Call) -> Values:
-    """Write what queries see, the lengths of parts and the shapes that fold heads."""
+def _visibility(b: Builder, call: Call) -> Values:
     ids, past_lengths, new_lengths, past = call.inputs
     heads = call.integer("heads")
     rows = b.op("Shape", past, start=1, end=2, name="past_rows")  # [1]: T
@@ -179,7 +178,7 @@ def _attend_to_latent(
 
     def folded(x: ir.Value, rows: Stored, name: str) -> ir.Value:  # [B,H,S,·] to [B,H·S,·]
         # Scaled when folded: ONNX Runtime would put the scale into the product before, which it then
-        # computes three times as slowly for one query.
+        # computes nearly twice as slowly for one query.
         scale = int8.query_scale(form.scale, dtype) if rows.scale else form.scale
         x = b.op("Reshape", x, masks.fold, name=f"{name}_folded")
         return b.op("Mul", x, b.number(scale, dtype), name=name)
@@ -323,7 +322,7 @@ def _head_keys(b: Builder, call: Call) -> Values:
 
 
 RULES = {
-    "Visibility": visibility,
+    "Visibility": _visibility,
     "LatentAttention": _latent_attention,
     "PromptAttention": _prompt_attention,
     "HeadAttention": _head_attention,
