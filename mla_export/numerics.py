@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mla_export.compare import Budget, Comparison, Greedy, Judged, Verdict, budget, compare, greedy, ratio
 from mla_export.drive import Drive, Way
+from mla_export.judge import Budget, Comparison, Greedy, Judged, Verdict, budget, compare, greedy, ratio
 from mla_export.reference import Lane, Pass, Reference, parameters, whole_model
-from mla_export.report import Check
 from mla_export.rounding import Precision, Rounded, counterpart
 from mla_export.routing import near_ties
+from mla_export.verification import Check
 from mla_runtime.errors import BundleError
 from mla_runtime.manifest import Precision as Formats
 from mla_runtime.wording import counted
@@ -38,7 +38,7 @@ WHOLE_CLASS_PARAMETERS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What the comparison found; see `mla_export.report.Report`."""
+    """What the comparison found; see `mla_export.verification.Verification`."""
 
     checks: tuple[Check, ...]
     budget: Budget

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mla_export import progress
-from mla_export.compare import log_softmax
+from mla_export.judge import log_softmax
 from mla_export.probe import Probe, Reading
 from mla_export.reference import Passage, Reference
 from mla_export.rounding import Rounded

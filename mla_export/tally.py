@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mla_export.compare import log_softmax
+from mla_export.judge import log_softmax
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 

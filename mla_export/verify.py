@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import mla_runtime
 from mla_export import progress
-from mla_export.compare import Verdict
 from mla_export.drive import Drive, drive
+from mla_export.judge import Verdict
 from mla_export.prompts import default_prompts
-from mla_export.report import Check, Report
+from mla_export.verification import Check, Verification
 from mla_runtime import backends
 from mla_runtime.errors import BundleError, CapacityError, InputError, VerificationError
 from mla_runtime.wording import counted
@@ -41,14 +41,14 @@ def verify(
     text: str | Path | None = None,
     text_tokens: int | None = None,
     max_kl: float | None = None,
-) -> Report:
+) -> Verification:
     """Verify the bundle in the folder `bundle`, against the folder `checkpoint` where one is given.
 
     `prompts` are rows of token ids (default: `default_prompts`), each followed by `steps` greedy tokens. With
     a file `text` the report says what the bundle's formats cost on it, or on its first `text_tokens`, beside
-    the checkpoint in fp32; more than `max_kl` nats of mean KL fail. The answer is `Report.passed`; a damaged
-    or wrong bundle gives a report that says so. Raises BundleError for what is no bundle at all, InputError
-    or CapacityError for prompts or a text that it cannot take, BackendError, ConfigError or CheckpointError
+    the checkpoint in fp32; more than `max_kl` nats of mean KL fail. The answer is `Verification.passed`; of a
+    damaged or wrong bundle it says so. Raises BundleError for what is no bundle at all, InputError or
+    CapacityError for prompts or a text that it cannot take, BackendError, ConfigError or CheckpointError
     for what cannot be run or read.
     """
     start = time.monotonic()
@@ -85,7 +85,7 @@ def verify(
             quality = _quality(opened, reference, windows)
             if max_kl is not None:
                 checks.append(_mean_kl(quality, max_kl))
-    return Report(
+    return Verification(
         bundle=str(bundle),
         backend=backend,
         precision=opened.manifest.precision.words,

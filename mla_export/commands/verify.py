@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mla_export.commands.tables import console, print_json, table
-from mla_export.compare import Budget, Verdict
 from mla_export.extras import need
-from mla_export.report import Report
+from mla_export.judge import Budget, Verdict
+from mla_export.verification import Verification
 
 if TYPE_CHECKING:
     from mla_export.quality import Quality
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def render(report: Report) -> Group:
+def render(report: Verification) -> Group:
     """Lay the report out as tables and a closing line."""
     parts: list[RenderableType] = [_checks(report)]
     if report.budget is not None:
@@ -68,13 +68,13 @@ def _verdict(verdict: Verdict) -> Text:
     return Text("AMBIGUOUS" if verdict == "ambiguous" else verdict, style=STYLES[verdict])
 
 
-def _checks(report: Report) -> Table:
+def _checks(report: Verification) -> Table:
     rows = [(check.name, _verdict(check.verdict), check.found) for check in report.checks]
     title = f"{report.bundle} on {report.backend}"
     return table(title, ("check", "verdict", "found"), rows, numbers=False)
 
 
-def _comparisons(report: Report, budget: Budget) -> Table:
+def _comparisons(report: Verification, budget: Budget) -> Table:
     limits = [f"max {budget.max_abs:.1e}"] if budget.judges == "largest" else []
     limits.append(f"RMS {budget.rms:.1e}" + (" of the median row" if budget.judges == "median" else ""))
     title = (
@@ -99,7 +99,7 @@ def _comparisons(report: Report, budget: Budget) -> Table:
     return table(title, header, rows, spare=("1 - cosine", "rank", "KL, nats"))
 
 
-def _greedy(report: Report) -> Table:
+def _greedy(report: Verification) -> Table:
     header = ("prompt", "agreed", "differs at", "lost by", "tie up to", "verdict")
     rows = [
         (
@@ -145,7 +145,7 @@ def _figures(title: str, found: Sequence[Figures]) -> Table:
     return table(title, header, rows, spare=("in fp32", "tokens"))
 
 
-def _excused(report: Report) -> Iterator[str]:
+def _excused(report: Verification) -> Iterator[str]:
     """Say how much was not judged by the budget, which no verdict tells."""
     for comparison in report.comparisons:
         if comparison.behind_ties:

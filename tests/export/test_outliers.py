@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from mla_export.checkpoint import Checkpoint
-from mla_export.compare import log_softmax
 from mla_export.export import export
+from mla_export.judge import log_softmax
 from mla_export.quality import Teacher, measure, text_windows
 from mla_export.reference import Reference
 from mla_export.tally import Figures

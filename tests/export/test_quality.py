@@ -11,8 +11,8 @@ import torch
 import mla_runtime
 from mla_export import quality
 from mla_export.checkpoint import Checkpoint
-from mla_export.compare import divergence
 from mla_export.export import export
+from mla_export.judge import divergence
 from mla_export.probe import Probe, Reading
 from mla_export.quality import Quality, Teacher, cut, measure, text_windows
 from mla_export.reference import Reference

@@ -16,11 +16,11 @@ import mla_runtime
 from mla_export.checkpoint import TEXT_FILES, Checkpoint
 from mla_export.commands.tables import console
 from mla_export.commands.verify import render
-from mla_export.compare import Budget, Comparison, Errors, Greedy
 from mla_export.export import export
+from mla_export.judge import Budget, Comparison, Errors, Greedy
 from mla_export.numerics import MAX_PEER_ERROR, Ground, hold
 from mla_export.prompts import default_prompts
-from mla_export.report import Report
+from mla_export.verification import Verification
 from mla_runtime.errors import BundleError, CapacityError, InputError
 from mla_runtime.manifest import Precision as Formats
 from mla_runtime.manifest import digest
@@ -46,11 +46,11 @@ def bundle(tmp_path, made) -> Path:
     return shutil.copytree(made, tmp_path / "bundle")
 
 
-def verdicts(report: Report) -> dict[str, str]:
+def verdicts(report: Verification) -> dict[str, str]:
     return {check.name: check.verdict for check in report.checks}
 
 
-def shown(report: Report) -> str:
+def shown(report: Verification) -> str:
     out = console()
     out.file = io.StringIO()
     out.print(render(report))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import mla_runtime
-from mla_export.compare import Comparison, Greedy
 from mla_export.drive import Drive, drive
+from mla_export.judge import Comparison, Greedy
 from mla_export.numerics import Ground, comparisons, from_first, greedy_tokens, positions
 from tests.parity.witness import Witness, token_ids
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 import mla_runtime
-from mla_export.compare import compare
 from mla_export.drive import Drive, Way
 from mla_export.export import export
+from mla_export.judge import compare
 from mla_export.numerics import Ground
 from tests.checkpoints import make_checkpoint, yarn
 from tests.parity.judge import NEAR_TIE

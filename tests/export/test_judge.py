@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mla_export.compare import (
+from mla_export.judge import (
     MAX_KL_BEHIND_TIE,
     MAX_LOSS_BEHIND_TIE,
     Budget,

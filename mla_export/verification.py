@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mla_export.compare import Budget, Comparison, Greedy, Verdict
+from mla_export.judge import Budget, Comparison, Greedy, Verdict
 
 if TYPE_CHECKING:
     from mla_export.quality import Quality
@@ -21,7 +21,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Verification:
     """All of a verification. `budget`, `comparisons` and `greedy` are empty without a checkpoint.
 
     `quality` is None without a text. It has no verdict of its own: where a limit was given, a check has it.
