@@ -172,6 +172,46 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     _backend(parser)
 
 
+def words(text: str) -> list[str]:
+    """Parse `a,b,c` (an argparse type)."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folders of bundles of one checkpoint")
+    parser.add_argument(
+        "--backends",
+        type=words,
+        metavar="NAMES",
+        help="what runs them, like torch,ort:cpu; torch is the checkpoint in float32 itself (default: "
+        "ort:cpu, and torch with a checkpoint)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="the reference: what the bundles were made from (default: the first bundle in fp32)",
+    )
+    said = parser.add_mutually_exclusive_group()
+    said.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a prompt a line, or JSON of texts and rows of token ids (default: a few of its own)",
+    )
+    said.add_argument("--text", metavar="FILE", help="text in UTF-8 whose own tokens are forced")
+    parser.add_argument(
+        "--steps",
+        type=COUNT,
+        metavar="N",
+        default=64,
+        help="tokens to decode after each prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bisect",
+        action="store_true",
+        help="go on inside the first layer that parts, operator by operator; takes --checkpoint",
+    )
+
+
 def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder of the bundle")
     prompt = parser.add_mutually_exclusive_group(required=True)
@@ -260,6 +300,7 @@ COMMANDS = {
     "inspect": (_inspect, "geometry, parameters, cache bytes and what absorption costs"),
     "export": (_export, "write a checkpoint as an ONNX bundle with absorbed attention"),
     "verify": (_verify, "hold a bundle against its hashes, its canary and its checkpoint"),
+    "compare": (_compare, "hold bundles on backends against one reference, over a whole decode"),
     "run": (_run, "decode text with a bundle"),
     "bench": (_bench, "measure tokens a second, memory and cache bytes of a bundle"),
     "demo": (_demo, "all of it on a small model, telling what each step shows"),
