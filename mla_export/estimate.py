@@ -1,4 +1,4 @@
-"""What a model takes on devices, and how fast it is there at most: the numbers of `mla-export cost`. No torch."""
+"""What a model takes on devices, and how fast it is there at most: the numbers behind `mla-export cost`."""
 
 from __future__ import annotations
 
