@@ -208,7 +208,8 @@ def main() -> None:
         f"and int8 {(device.int8_rate or 0) / 1e12:.2f} T operations/s"
     )
     print(
-        "| shape | weights | cache | depth | predicted ms | measured ms | ratio | prompt predicted | measured |"
+        "| shape | weights | cache | depth | predicted ms | measured ms | ratio "
+        "| prompt predicted | measured |"
     )
     print("|---|---|---|--:|--:|--:|--:|--:|--:|")
     records: list[Compared] = []
