@@ -175,8 +175,8 @@ def _name(entry: OnDevice, estimate: Estimate) -> str:
 
 def _notes(request: Request, found: Sequence[OnDevice]) -> Iterator[str]:
     yield (
-        "At most: of each part reading over bandwidth or computing over the dense rate (INT8's with weights or "
-        "rows in integers), whichever is longer. Kernels that reach neither and launches come on top."
+        "At most: each part of the network takes the longer of reading over bandwidth and computing over the "
+        "dense rate, INT8's with weights or rows in integers. Kernels that reach neither come on top."
     )
     yield (
         f"{NONE} does not fit: weights, cache, and workspace of a prompt in chunks of {request.chunk} "
