@@ -15,9 +15,10 @@ import argparse
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ import mla_export
 import mla_runtime
 from mla_export.devices import Device
 from mla_export.estimate import Model
+from mla_export.fitting import workspace_bytes
 from mla_export.roofline import prompt_seconds, step_bytes, step_seconds
 from mla_export.weight_bytes import cache_token_bytes, weight_bytes
 
@@ -45,7 +47,10 @@ SIDE = 2048  # of the square products that rates are taken from
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One bundle at one depth: predicted and measured seconds of a step; of a prompt at depth 0."""
+    """One bundle at one depth: predicted and measured seconds of a step.
+
+    With an empty cache also those of a prompt; at the last depth the workspace of a prompt, in bytes.
+    """
 
     shape: str
     weights: str
@@ -56,8 +61,10 @@ class Compared:
     depth: int
     predicted: float
     measured: float
-    prompt_predicted: float | None
-    prompt_measured: float | None
+    prompt_predicted: float | None = None
+    prompt_measured: float | None = None
+    workspace_predicted: int | None = None
+    workspace_measured: int | None = None
 
 
 def bundle(folder: Path, shape: str, weights: str, cache: str) -> Path:
@@ -128,26 +135,55 @@ def this_processor(threads: int) -> Device:
     )
 
 
-def measured(model: mla_runtime.Model) -> tuple[float, dict[int, float]]:
-    """Give the seconds of a prompt into an empty cache, and of a step at every depth (medians)."""
+def private_bytes() -> int:
+    """Memory of this process that no file backs (Linux)."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in status if line.startswith("RssAnon")))
+
+
+def growth(work: Callable[[], object]) -> int:
+    """Give by how many bytes private memory grew at most while `work` ran."""
+    before, seen, done = private_bytes(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            seen.append(private_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work()
+    done.set()
+    watcher.join()
+    return max(seen) - before
+
+
+def measured(model: mla_runtime.Model) -> tuple[int, float, dict[int, float]]:
+    """Give what a prompt takes behind the last depth, its seconds without a cache, and those of steps."""
     random = np.random.default_rng(0)
     vocab = model.bundle.model.vocab_size
-    with model.session(max_context=max(DEPTHS) + PROMPT) as session:
+
+    def tokens(number: int) -> list[int]:
+        return list(random.integers(vocab, size=number).tolist())
+
+    with model.session(max_context=max(DEPTHS) + PROMPT + 1) as session:
+        session.fill(max(DEPTHS))
+        session.step(tokens(1))  # rows and a step's own memory are there before
+        workspace = growth(lambda: session.prefill([tokens(PROMPT)]))
         prompts, steps = [], {}
-        for tokens in (32, PROMPT, PROMPT):  # the first is not counted
+        for _ in range(2):
             session.fill(0)
             start = time.perf_counter()
-            session.prefill([random.integers(vocab, size=tokens).tolist()])
+            session.prefill([tokens(PROMPT)])
             prompts.append(time.perf_counter() - start)
         for depth in DEPTHS:
             session.fill(max(depth, 1))
             times = []
-            for token in random.integers(vocab, size=2 + STEPS).tolist():
+            for token in tokens(2 + STEPS):
                 start = time.perf_counter()
                 session.step([token])
                 times.append(time.perf_counter() - start)
             steps[depth] = float(np.median(times[2:]))
-    return min(prompts[1:]), steps
+    return workspace, min(prompts), steps
 
 
 def compare(path: Path, device: Device, shape: str, weights: str, cache: str, threads: int) -> list[Compared]:
@@ -157,8 +193,8 @@ def compare(path: Path, device: Device, shape: str, weights: str, cache: str, th
     assert formats is not None
     assert chunk is not None
     with mla_runtime.open(path, threads=threads) as model:
-        prompt, steps = measured(model)
-    return [
+        workspace, prompt, steps = measured(model)
+    found = [
         Compared(
             shape=shape,
             weights=weights,
@@ -169,22 +205,33 @@ def compare(path: Path, device: Device, shape: str, weights: str, cache: str, th
             depth=depth,
             predicted=step_seconds(g, formats, device, 1, depth),
             measured=seconds,
-            prompt_predicted=None if depth else prompt_seconds(g, formats, device, 1, PROMPT, chunk),
-            prompt_measured=None if depth else prompt,
         )
         for depth, seconds in steps.items()
     ]
+    first = replace(
+        found[0],
+        prompt_predicted=prompt_seconds(g, formats, device, 1, PROMPT, chunk),
+        prompt_measured=prompt,
+    )
+    last = replace(
+        found[-1],
+        workspace_predicted=workspace_bytes(g, formats, 1, max(DEPTHS) + PROMPT, min(chunk, PROMPT)),
+        workspace_measured=workspace,
+    )
+    return [first, *found[1:-1], last]
 
 
 def show(record: Compared) -> None:
     """Print a row of the table."""
-    prompt = ""
+    prompt = workspace = ""
     if record.prompt_measured and record.prompt_predicted:
-        prompt = f"{1e3 * record.prompt_predicted:.0f} | {1e3 * record.prompt_measured:.0f}"
+        prompt = f"{1e3 * record.prompt_predicted:.0f} / {1e3 * record.prompt_measured:.0f}"
+    if record.workspace_measured and record.workspace_predicted:
+        workspace = f"{record.workspace_predicted / 1e6:.0f} / {record.workspace_measured / 1e6:.0f}"
     print(
         f"| {record.shape} | {record.weights} | {record.cache} | {record.depth:,} "
-        f"| {1e3 * record.predicted:.1f} | {1e3 * record.measured:.1f} "
-        f"| {record.measured / record.predicted:.2f} | {prompt or ' | '} |",
+        f"| {1e3 * record.predicted:.1f} / {1e3 * record.measured:.1f} "
+        f"| {record.measured / record.predicted:.2f} | {prompt} | {workspace} |",
         flush=True,
     )
 
@@ -207,11 +254,9 @@ def main() -> None:
         f"{args.threads} threads: {device.bandwidth / 1e9:.1f} GB/s, float32 {device.float_rate / 1e12:.2f} "
         f"and int8 {(device.int8_rate or 0) / 1e12:.2f} T operations/s"
     )
-    print(
-        "| shape | weights | cache | depth | predicted ms | measured ms | ratio "
-        "| prompt predicted | measured |"
-    )
-    print("|---|---|---|--:|--:|--:|--:|--:|--:|")
+    print("computed / measured")
+    print("| shape | weights | cache | depth | step ms | ratio | prompt ms | workspace MB |")
+    print("|---|---|---|--:|--:|--:|--:|--:|")
     records: list[Compared] = []
     for case in cases:
         found = compare(paths[case], device, *case, args.threads)
