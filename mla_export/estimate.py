@@ -72,12 +72,13 @@ class OnDevice:
     own: Estimate | None
     crossings: tuple[Faster, ...]
 
-    def factored(self, rotary_in_int8: bool = False) -> list[Estimate]:
-        """Give the estimates of the default form of attention, finest weights and cache first."""
+    @property
+    def usual(self) -> list[Estimate]:
+        """Estimates of the default form of attention, rotary keys in floats, finest formats first."""
         return [
             entry
             for entry in self.estimates
-            if entry.formats.absorb == "factored" and (rotary_in_int8 or entry.formats.rope == "float")
+            if entry.formats.absorb == "factored" and entry.formats.rope == "float"
         ]
 
 

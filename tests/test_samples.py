@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -94,7 +95,9 @@ def run(command: Command) -> tuple[int, str]:
         text = printed.getvalue()
     else:
         program = sys.executable if words[0] == "python" else words[0]
-        done = subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=300)
+        paths = os.pathsep.join(str(ROOT / part) for part in ("", "graphs", "runtime"))
+        env = {**os.environ, "PYTHONPATH": paths}
+        done = subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=300, env=env)
         code, text = done.returncode, done.stdout
     if target is not None:
         target.write_text(text, encoding="utf-8")

@@ -153,7 +153,7 @@ def _overview(model: Model, request: Request, found: Sequence[OnDevice]) -> Tabl
 
 
 def _cell(model: Model, entry: OnDevice, context: int) -> str:
-    candidates = entry.factored() if model.own is None or entry.own is None else [entry.own]
+    candidates = entry.usual if model.own is None or entry.own is None else [entry.own]
     for estimate in candidates:
         point = estimate.points[context]
         if point.fits:
@@ -163,7 +163,7 @@ def _cell(model: Model, entry: OnDevice, context: int) -> str:
 
 
 def _shown(entry: OnDevice) -> list[Estimate]:
-    return ([] if entry.own is None else [entry.own]) + entry.factored()
+    return ([] if entry.own is None else [entry.own]) + entry.usual
 
 
 def _name(entry: OnDevice, estimate: Estimate) -> str:

@@ -36,6 +36,11 @@ def test_a_step_reads_what_a_token_meets():
     assert found == pytest.approx((by_hand + cache) / 1e12, rel=1e-12)
 
 
+def test_a_tied_table_is_read_once_by_its_head():
+    # all parameters once, and of the rotary tables a row of cos and one of sin
+    assert roofline.step_bytes(published("MiniCPM3-4B"), FACTORED, 1) == 2 * 4_073_875_968 + 2 * 16 * 4
+
+
 def test_operations_of_attention_in_each_form():
     pairs = 2 * 27 * 16 * 1000
     absorbed = roofline.attention_load(V2_LITE, FACTORED, 1, 1, 1000)

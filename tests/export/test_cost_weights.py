@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mla_export import costs
 from mla_export.families import family_of
 from mla_export.layout import layout
 from mla_export.plan import Plan
@@ -82,6 +83,9 @@ def test_rows_of_the_cache_by_hand():
     }
     for (cache, rope, floats), row in rows.items():
         assert cache_token_bytes(g, Formats("factored", "float", cache, rope, floats)) == 27 * row
+    inspected = [costs.cache_token_bytes(g, "latent", kind) for kind in ("float16", "int8")]
+    shown = [Formats("factored", "float", rows, "float", "float16") for rows in ("float", "int8")]
+    assert inspected == [cache_token_bytes(g, formats) for formats in shown]
     expanded = Formats("expanded", "int4", "float", "float", "float16")
     assert cache_token_bytes(g, expanded) == 27 * 16 * (128 + 64 + 128) * 2
 
