@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,6 +59,19 @@ def integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 1,2,3") from None
+
+
+def contexts(text: str) -> list[int]:
+    """Parse `4k,32k,1000`: tokens, k being 1024 of them (an argparse type)."""
+    found = [re.fullmatch(r"([1-9]\d{0,9})(k?)", part.strip().lower()) for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of contexts like 4k,32k,1000")
+    return [int(match[1]) * (1024 if match[2] else 1) for match in found if match]
+
+
+def names(text: str) -> list[str]:
+    """Parse `one,two` (an argparse type)."""
+    return [part.strip() for part in text.split(",")]
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -266,6 +280,34 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     _threads(parser)
 
 
+def _cost(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a config.json, a checkpoint folder, or a bundle")
+    parser.add_argument(
+        "--device",
+        type=names,
+        metavar="NAME,…",
+        default="all",
+        help="devices of the table, like orin-nano-8gb,rtx-4090, or .json files of your own "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--context",
+        type=contexts,
+        metavar="N,…",
+        help="tokens in the cache of a sequence, k being 1024 (default: 4k,32k,128k, as far as the model "
+        "goes)",
+    )
+    parser.add_argument(
+        "--batch", type=COUNT, metavar="N", default=1, help="sequences at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--chunk",
+        type=COUNT,
+        metavar="N",
+        help="tokens of a prompt that run at once (default: a bundle's own, else 512)",
+    )
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FOLDER", help="checkpoint to show (default: samples/tiny-mla)"
@@ -303,6 +345,7 @@ COMMANDS = {
     "compare": (_compare, "hold bundles on backends against one reference, over a whole decode"),
     "run": (_run, "decode text with a bundle"),
     "bench": (_bench, "measure tokens a second, memory and cache bytes of a bundle"),
+    "cost": (_cost, "what fits which device, and how fast it can be there at most"),
     "demo": (_demo, "all of it on a small model, telling what each step shows"),
 }
 
