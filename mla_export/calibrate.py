@@ -17,9 +17,10 @@ from mla_export import progress
 from mla_export.checkpoint import Checkpoint
 from mla_export.layout import Parameter
 from mla_export.linears import Linears, fed_as
+from mla_export.passage import causal, precision_of
 from mla_export.quantiser import scale_dtype, searched
 from mla_export.quantize import Quantized, Statistics, quantize_calibrated
-from mla_export.reference import Reference, causal, precision_of
+from mla_export.reference import Reference
 from mla_graphs.geometry import Absorb
 
 _Source = tuple[str, int | None]  # a linear layer of Hugging Face's, and of experts' which one's

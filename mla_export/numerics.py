@@ -16,7 +16,8 @@ import numpy as np
 
 from mla_export.drive import Drive, Way
 from mla_export.judge import Budget, Comparison, Greedy, Judged, Verdict, budget, compare, greedy, ratio
-from mla_export.reference import Lane, Pass, Reference, parameters, whole_model
+from mla_export.passage import Lane, Pass, Routing
+from mla_export.reference import Reference, parameters, whole_model
 from mla_export.rounding import Precision, Rounded, counterpart
 from mla_export.routing import near_ties
 from mla_export.verification import Check
@@ -34,6 +35,20 @@ MAX_PEER_ERROR: dict[Precision, float] = {"float32": 1e-3, "float16": 1e-1}
 MAX_QUANTISED_PEER_ERROR = 1.0
 # up to this many parameters (4 GB in fp32) Hugging Face's whole class is loaded too
 WHOLE_CLASS_PARAMETERS = 1_000_000_000
+
+
+def lane_of(formats: Formats) -> Lane:
+    """Give how the peer of a bundle with these formats computes; BundleError where there is none."""
+    if formats.compute not in PRECISIONS:
+        raise BundleError(
+            f"compute precision {formats.compute!r} has no peer to verify against; known: {[*PRECISIONS]}"
+        )
+    return counterpart(formats) or PRECISIONS[formats.compute]
+
+
+def factor_of(lane: Lane) -> float:
+    """Give how many times the error of a peer a bundle may have."""
+    return QUANTISED_FACTOR if isinstance(lane, Rounded) else FACTORS[lane]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +81,25 @@ class Ground:
         """Force every row of a run through the reference, in float64 and as the peer computes."""
         keep = positions(run)
         passes = reference.forward(run.rows, ["float64", lane], keep)
-        triples = list(zip(run.rows, passes["float64"], passes[lane], strict=True))
-        factor = QUANTISED_FACTOR if isinstance(lane, Rounded) else FACTORS[lane]
+        return cls.from_passes(reference, run.rows, keep, passes["float64"], passes[lane], lane)
+
+    @classmethod
+    def from_passes(
+        cls,
+        reference: Reference,
+        rows: Sequence[Sequence[int]],
+        keep: list[list[int]],
+        wide: Sequence[Pass],
+        narrow: Sequence[Pass],
+        lane: Lane,
+    ) -> Ground:
+        """Take rows that have been through the reference already, in float64 (`wide`) and as the peer."""
+        triples = list(zip(rows, wide, narrow, strict=True))
+        factor = factor_of(lane)
         return cls(
             keep,
-            [wide.logits for wide in passes["float64"]],
-            [narrow.logits for narrow in passes[lane]],
+            [found.logits for found in wide],
+            [found.logits for found in narrow],
             lane,
             [from_first(len(r), _ties(reference, a, b, factor)) for r, a, b in triples],
             [from_first(len(r), _flips(a, b)) for r, a, b in triples],
@@ -80,7 +108,7 @@ class Ground:
     @property
     def factor(self) -> float:
         """Give how many times the peer's error a bundle may have."""
-        return QUANTISED_FACTOR if isinstance(self.lane, Rounded) else FACTORS[self.lane]
+        return factor_of(self.lane)
 
     def at(self, logits: Sequence[Array], way: Way) -> Array:
         """Take from logits [n, V] a row those at the positions of a way."""
@@ -109,11 +137,7 @@ def hold(run: Drive, reference: Reference, formats: Formats) -> Numbers:
 
     Raises BundleError for a compute precision that has no peer.
     """
-    if formats.compute not in PRECISIONS:
-        raise BundleError(
-            f"compute precision {formats.compute!r} has no peer to verify against; known: {[*PRECISIONS]}"
-        )
-    ground = Ground.of(run, reference, counterpart(formats) or PRECISIONS[formats.compute])
+    ground = Ground.of(run, reference, lane_of(formats))
     allowed = ground.budget()
     checks = (_peer_check(ground, allowed), _whole_class(run, reference, ground, allowed))
     return Numbers(checks, allowed, comparisons(run, ground, allowed), greedy_tokens(run, ground, allowed))
@@ -196,14 +220,21 @@ def _flips(wide: Pass, narrow: Pass) -> list[Array]:
 
 def _ties(reference: Reference, wide: Pass, narrow: Pass, factor: float) -> list[Array]:
     """Tell for each gate which tokens [S] it could well have routed otherwise."""
+    pairs = zip(wide.routing, narrow.routing, strict=True)
+    gates = [gate_ties(reference, layer, a, b, factor) for layer, (a, b) in enumerate(pairs)]
+    return [ties for ties in gates if ties is not None]
+
+
+def gate_ties(
+    reference: Reference, layer: int, wide: Routing | None, narrow: Routing | None, factor: float
+) -> Array | None:
+    """Tell which tokens [S] the gate of a layer could well have routed otherwise; None where it has none."""
     moe = reference.geometry.moe
-    ties: list[Array] = []
-    for layer, (a, b) in enumerate(zip(wide.routing, narrow.routing, strict=True)):
-        if a is not None and b is not None and moe is not None:
-            bias = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
-            correction = reference.read(bias).double().numpy() if moe.correction_bias else None
-            ties.append(near_ties(a.logits, b.logits, moe, correction, factor))
-    return ties
+    if wide is None or narrow is None or moe is None:
+        return None
+    bias = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
+    correction = reference.read(bias).double().numpy() if moe.correction_bias else None
+    return near_ties(wide.logits, narrow.logits, moe, correction, factor)
 
 
 def from_first(length: int, gates: list[Array]) -> Array:

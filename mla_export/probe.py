@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from mla_export.open_graph import OneSequence, OpenGraph
 from mla_runtime.bundle import Bundle
-from mla_runtime.errors import BackendError, NumericsError
+from mla_runtime.errors import NumericsError
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -23,14 +24,13 @@ _GIVEN = ".given"
 FREE = -1  # in place of an expert's id: as the gate chooses
 
 
-def open_gates(model: ir.Model) -> dict[int, str]:
-    """Let experts be given to every gate of `model`, in place; give layer -> name of the ids.
+def open_gates(graph: ir.Graph) -> dict[int, str]:
+    """Let experts be given to every gate of `graph`, in place; give layer -> name of the ids.
 
     A gate's ids [N,K] become an output, and `NAME.given` [N,K] an input, in which `FREE` takes the gate's;
     [1,1] of it leaves all of them free.
     """
     gates: dict[int, str] = {}
-    graph = model.graph
     for node in list(graph):
         found = _IDS.fullmatch(node.outputs[-1].name or "")
         if node.op_type != "TopK" or found is None:
@@ -52,46 +52,23 @@ def open_gates(model: ir.Model) -> dict[int, str]:
 
 
 class Probe:
-    """The prompt graph of a bundle on ONNX Runtime's CPU provider, loaded as a backend loads it.
+    """The prompt graph of a bundle, its gates in reach.
 
     `gates` are the layers that have one, `threads` those of the engine (None: its own choice). The bundle's
     files must have been hashed. Raises BackendError for what does not load.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
-        import onnxruntime
-
+        names: dict[int, str] = {}
         self.bundle = bundle
-        file = bundle.graph("prompt").file
-        model = ir.load(bundle.paths[file])
-        names = open_gates(model)
+        self._graph = OpenGraph(bundle, "prompt", lambda graph: names.update(open_gates(graph)), threads)
         self.gates = tuple(names)
         self._ids = tuple(names.values())
-        options = onnxruntime.SessionOptions()
-        options.enable_mem_pattern = False
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0  # 0: its own choice
-        if file != bundle.graph("step").file:  # as the backend: a graph of its own runs on mapped weights
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        # the graph comes from memory, its weights from where they are
-        folder = str(bundle.path.resolve())
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        content = ir.to_proto(model).SerializeToString()
-        bundle.check_unchanged()
-        try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as cause:  # onnxruntime's errors share no base class of their own
-            raise BackendError(f"{bundle.paths[file]} with open gates does not load: {cause}") from cause
-        bundle.check_unchanged()
 
     def run(self, inputs: dict[str, Array]) -> tuple[Array, list[Array], list[Array]]:
         """Compute logits [N,V], the new rows of each cache tensor, and each gate's choice [N,K]."""
         present = [tensor.present for tensor in self.bundle.cache]
-        try:
-            logits, *rest = self._session.run(["logits", *present, *self._ids], inputs)
-        except Exception as cause:  # as above
-            raise BackendError(f"{self.bundle.path}: prompt graph with open gates: {cause}") from cause
+        logits, *rest = self._graph.run(["logits", *present, *self._ids], inputs)
         return logits, rest[: len(present)], rest[len(present) :]
 
     def given(self, choices: Sequence[Array] | None) -> dict[str, Array]:
@@ -106,9 +83,7 @@ class Reading:
 
     def __init__(self, probe: Probe, rows: int):
         self._probe = probe
-        self._length = 0
-        # an empty cache is shown as one masked row
-        self._cache = {t.past: np.zeros((1, max(1, rows), *t.row), t.dtype) for t in probe.bundle.cache}
+        self._sequence = OneSequence(probe.bundle, rows)
 
     def __call__(
         self, ids: Sequence[int], choices: Sequence[Array] | None = None
@@ -118,21 +93,10 @@ class Reading:
         `choices`, a [S,K] for each gate, are taken in place of the gates' own. Raises NumericsError for
         logits that are not finite.
         """
-        past, count = self._length, len(ids)
-        inputs = {
-            "input_ids": np.array([ids], dtype=np.int64),
-            "position_ids": np.arange(past, past + count)[None],
-            "past_lengths": np.array([past]),
-            "new_lengths": np.array([count]),
-            "logit_rows": np.arange(count),
-            **{name: rows[:, : max(1, past)] for name, rows in self._cache.items()},
-            **self._probe.given(choices),
-        }
+        inputs = self._sequence.inputs(ids, range(len(ids))) | self._probe.given(choices)
         logits, present, chosen = self._probe.run(inputs)
         if not np.isfinite(logits).all():
-            bad = past + int((~np.isfinite(logits)).any(axis=1).argmax())
+            bad = self._sequence.length + int((~np.isfinite(logits)).any(axis=1).argmax())
             raise NumericsError(f"logits at position {bad} are not finite; export it in fp32 and compare")
-        for rows, new in zip(self._cache.values(), present, strict=True):
-            rows[:, past : past + count] = new
-        self._length += count
+        self._sequence.append(present)
         return logits, chosen

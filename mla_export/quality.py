@@ -17,8 +17,9 @@ import numpy as np
 
 from mla_export import progress
 from mla_export.judge import log_softmax
+from mla_export.passage import Passage
 from mla_export.probe import Probe, Reading
-from mla_export.reference import Passage, Reference
+from mla_export.reference import Reference
 from mla_export.rounding import Rounded
 from mla_export.tally import Figures, Tally
 from mla_runtime.bundle import Bundle

@@ -10,24 +10,19 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from mla_export import progress
 from mla_export.checkpoint import Checkpoint
 from mla_export.families import account, family_of, text_config
-from mla_export.rounding import Precision, Rounded
+from mla_export.passage import Lane, Pass, Passage
 from mla_runtime.errors import ConfigError
 
-Lane = Precision | Rounded  # a way to compute a pass
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 # where transformers keeps each family's classes, and the prefix of their names
@@ -39,56 +34,6 @@ CLASSES = {
     "glm4_moe_lite": "Glm4MoeLite",
 }
 _NOT_FOR_CLASSES = ("model_type", "auto_map", "architectures", "quantization_config", "torch_dtype", "dtype")
-
-
-class Widened(TorchFunctionMode):
-    """Make the classes' float32 islands (norms, gates, rotary tables) float64.
-
-    Hugging Face's layers cast to float32 there whatever their own dtype is, so that `.double()` alone would
-    measure nothing below 1e-7.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run `func` with float64 for every float32 among its arguments."""
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        wide = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
-        return func(*(torch.float64 if a is torch.float32 else a for a in args), **wide)
-
-
-@contextmanager
-def precision_of(precision: Precision) -> Iterator[torch.dtype]:
-    """Run the body without gradients, and in float64 with every island widened."""
-    with torch.inference_mode():
-        if precision == "float64":
-            with Widened():
-                yield torch.float64
-        else:
-            yield torch.float32 if precision == "float32" else torch.float16
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """What a gate saw and did: router logits [S, E], and the experts it took [S, k], in ascending order.
-
-    The logits are [S, 0] where only choices were asked for: those of a long text would fill the memory.
-    """
-
-    logits: Array
-    chosen: Array
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What the reference computed for one row of token ids, in one precision.
-
-    `logits` [n, V] of the kept positions; `routing` a layer (None: a dense one).
-    """
-
-    logits: Array
-    routing: tuple[Routing | None, ...]
 
 
 class Reference:
@@ -136,12 +81,15 @@ class Reference:
         precisions: Sequence[Lane] = ("float32",),
         *,
         choices_only: bool = False,
+        after: Callable[[int, dict[Lane, Passage]], None] | None = None,
     ) -> dict[Lane, Passage]:
         """Run every row of token ids through all layers, and leave the head to who asks for logits.
 
-        `choices_only` keeps of the gates what they chose, and not their logits.
+        `choices_only` keeps of the gates what they chose, and not their logits. `after` is called behind each
+        layer, with its number: the passages then have what it gave and wrote to its cache.
         """
-        lanes = {p: Passage(self, p, rows, choices_only=choices_only) for p in precisions}
+        cached = after is not None
+        lanes = {p: Passage(self, p, rows, choices_only=choices_only, cached=cached) for p in precisions}
         layers = self.geometry.num_hidden_layers
         with progress.task("reference, layer by layer", layers * len(lanes)) as advance:
             for layer in range(layers):
@@ -149,6 +97,8 @@ class Reference:
                 for lane in lanes.values():
                     lane.apply(layer, weights)
                     advance(1)
+                if after is not None:
+                    after(layer, lanes)
         return lanes
 
     def config(self, **changes: Any) -> Any:
@@ -254,88 +204,6 @@ def _fused(
             fused[expert, :inner] = weights[f"{path}.{expert}.gate_proj.weight"]
             fused[expert, inner:] = weights[f"{path}.{expert}.up_proj.weight"]
     return fused
-
-
-class Passage:
-    """The hidden states of all rows on their way through the layers, in one precision.
-
-    `routing[row]` has what the gate of each layer did, None for a dense one.
-    """
-
-    def __init__(
-        self, reference: Reference, lane: Lane, rows: Sequence[Sequence[int]], *, choices_only: bool
-    ):
-        self.reference = reference
-        self._choices_only = choices_only
-        self.rounded = lane if isinstance(lane, Rounded) else None
-        self.precision: Precision = lane.precision if isinstance(lane, Rounded) else lane
-        precision = self.precision
-        self.routing: list[list[Routing | None]] = [[] for _ in rows]
-        with precision_of(precision) as dtype:
-            self.rotary = reference.rotary()
-            embed = reference.embedding(dtype)
-            if self.rounded:
-                self._round("embed.weight", embed)
-            self.hidden = [embed(torch.tensor([list(row)])) for row in rows]  # [1, S, H]
-
-    def apply(self, index: int, weights: dict[str, torch.Tensor]) -> None:
-        """Pass every row through layer `index`."""
-        geometry = self.reference.geometry
-        with precision_of(self.precision) as dtype:
-            if self.rounded:
-                weights = {n: self.rounded.weight(index, n, t, geometry) for n, t in weights.items()}
-            module = self.reference.layer(index, weights, dtype)
-            if self.rounded:
-                self.rounded.install(module, geometry)
-            seen: list[Routing] = []
-
-            def watch(_module: nn.Module, _inputs: Any, out: tuple[torch.Tensor, ...]) -> None:
-                logits, _, chosen = out
-                kept = logits[:, :0] if self._choices_only else logits
-                seen.append(Routing(kept.double().numpy(), chosen.sort(dim=-1).values.numpy()))
-
-            gate = getattr(module.mlp, "gate", None)
-            if gate is not None:
-                gate.register_forward_hook(watch)
-            inputs = self.rounded.inputs(index, module, geometry) if self.rounded else nullcontext()
-            with inputs:
-                for row, hidden in enumerate(self.hidden):
-                    self.hidden[row] = causal(module, self.rotary, hidden)
-                    self.routing[row].append(seen.pop() if seen else None)
-
-    def logits(self, row: int, at: Sequence[int]) -> Array:
-        """Give the logits [n, V] of a row at the positions `at`, once it has passed all layers."""
-        head, geometry = self._head, self.reference.geometry
-        inputs = self.rounded.head(head, geometry) if self.rounded else nullcontext()
-        with precision_of(self.precision), inputs:
-            hidden = self.hidden[row][:, list(at)]
-            return head(inputs_embeds=hidden, use_cache=False).logits[0].double().numpy()  # type: ignore[no-any-return]
-
-    @cached_property
-    def _head(self) -> Any:
-        with precision_of(self.precision) as dtype:
-            head = self.reference.head(dtype)
-            if self.rounded:
-                self._round("head.weight", head.lm_head)
-        return head
-
-    def _round(self, parameter: str, module: Any) -> None:
-        assert self.rounded is not None  # noqa: S101 - the caller's to know
-        rounded = self.rounded.matrix(parameter, module.weight, self.reference.geometry)
-        module.weight = nn.Parameter(rounded, requires_grad=False)
-
-
-def causal(layer: nn.Module, rotary: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """Run a decoder layer over hidden states [1, S, H] from position 0 on."""
-    positions = torch.arange(hidden.shape[1])[None]
-    # no mask: scaled_dot_product_attention is causal by itself then
-    found: torch.Tensor = layer(
-        hidden,
-        attention_mask=None,
-        position_ids=positions,
-        position_embeddings=rotary(hidden, positions),
-    )
-    return found
 
 
 def parameters(checkpoint: Checkpoint) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from mla_export.compare.result import plain
 from mla_export.judge import Budget, Comparison, Greedy, Verdict
 
 if TYPE_CHECKING:
@@ -56,14 +57,4 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """Give the report as JSON's types; numbers that are not finite become null."""
-        return _plain({**asdict(self), "passed": self.passed, "ambiguous": self.ambiguous})  # type: ignore[no-any-return]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value
+        return plain({**asdict(self), "passed": self.passed, "ambiguous": self.ambiguous})  # type: ignore[no-any-return]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mla_runtime.backends.base import Backend, Call, Float32
 from mla_runtime.bundle import Bundle
@@ -124,6 +126,17 @@ class Session:
         logits: Float32 = np.zeros((self.batch, self._vocab), dtype=np.float32)
         logits[shown] = found
         return logits
+
+    def rows(self, sequence: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """Copy the cache's rows of a sequence out: for each cache tensor, by its `past` name, [length, *row].
+
+        8-bit rows come as codes, their scales [length] beside them (docs/bundle.md). Raises `InputError` for
+        a sequence that is not there.
+        """
+        self._enter()
+        if not 0 <= sequence < self.batch:
+            raise InputError(f"rows: sequence {sequence} is not in 0 … {self.batch - 1}")
+        return self._buffers.rows(sequence, int(self._lengths.rows[sequence]))
 
     def fill(self, rows: int) -> None:
         """Make every sequence `rows` rows of random numbers long, without computing them.

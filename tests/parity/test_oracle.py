@@ -85,3 +85,19 @@ def test_oracle_heeds_the_geometry(witness, change):
     ids = token_ids(w.geometry.vocab_size, 10)
     other = Oracle(dataclasses.replace(w.geometry, **change), w.tensors)
     assert nmse(other(ids).logits, w.oracle(ids).logits) > 1e-9
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_hugging_faces_layers_cache_are_the_oracles_rows(witness, case):
+    w = witness(case)
+    ids = token_ids(w.geometry.vocab_size, 20)
+    trace, seen = w.oracle(ids), []
+
+    def after(layer, lanes):
+        (rows,) = lanes["float64"].cached
+        seen.append(layer)
+        assert nmse(rows.latent.numpy(), trace.latent[layer]) < 1e-24
+        assert nmse(rows.rope.numpy(), trace.rope[layer]) < 1e-24
+
+    w.reference.passages([ids], ["float64"], after=after)
+    assert seen == list(range(w.geometry.num_hidden_layers))

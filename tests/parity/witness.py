@@ -12,7 +12,9 @@ import torch
 
 from mla_export.checkpoint import Checkpoint
 from mla_export.families import account, family_of
-from mla_export.reference import Pass, Precision, Reference
+from mla_export.passage import Pass
+from mla_export.reference import Reference
+from mla_export.rounding import Precision
 from tests.checkpoints import FAMILIES, VARIANTS
 from tests.oracle import Oracle
 

@@ -44,25 +44,25 @@ class FakeBuffers:
 
     def __init__(self, backend: FakeBackend, batch: int, max_rows: int) -> None:
         self.backend = backend
-        self.rows = np.full((batch, max_rows, 2), -1, dtype=np.int64)
+        self.ids_at = np.full((batch, max_rows, 2), -1, dtype=np.int64)
         self.closed = False
 
     @property
     def nbytes(self) -> int:
-        return self.rows.nbytes
+        return self.ids_at.nbytes
 
     def run(self, call: Call) -> Float32:
         self.backend.calls.append(call)
         if self.backend.fail_at == len(self.backend.calls):
             raise self.backend.failure
         assert call.input_ids.shape == call.position_ids.shape
-        assert 1 <= len(call.logit_rows) <= len(self.rows)
+        assert 1 <= len(call.logit_rows) <= len(self.ids_at)
         width = call.input_ids.shape[1]
         found = []
         for flat in call.logit_rows.tolist():
             index, last = divmod(flat, width)
             assert last < call.new_lengths[index]
-            past = self.rows[index, : call.past_lengths[index]]
+            past = self.ids_at[index, : call.past_lengths[index]]
             new = np.stack([call.input_ids[index], call.position_ids[index]], axis=1)[: last + 1]
             seen = np.concatenate([past, new])
             assert seen[:, 1].tolist() == list(range(len(seen))), "positions are not 0, 1, 2, ..."
@@ -74,19 +74,22 @@ class FakeBuffers:
 
     def keep(self, call: Call) -> None:
         for index, (past, count) in enumerate(zip(call.past_lengths, call.new_lengths, strict=True)):
-            self.rows[index, past : past + count, 0] = call.input_ids[index, :count]
-            self.rows[index, past : past + count, 1] = call.position_ids[index, :count]
+            self.ids_at[index, past : past + count, 0] = call.input_ids[index, :count]
+            self.ids_at[index, past : past + count, 1] = call.position_ids[index, :count]
         if self.backend.fail_keep_at == len(self.backend.calls):
             raise self.backend.failure
 
     def wipe(self, call: Call) -> None:
         for index, past in enumerate(call.past_lengths):
-            self.rows[index, past:] = -1
+            self.ids_at[index, past:] = -1
         self.backend.wiped += 1
 
+    def rows(self, sequence: int, count: int) -> dict[str, np.ndarray]:
+        return {"past.0.latent": self.ids_at[sequence, :count].copy()}
+
     def fill(self, rows: int) -> None:
-        self.rows[:, :rows, 0] = 1
-        self.rows[:, :rows, 1] = np.arange(rows)
+        self.ids_at[:, :rows, 0] = 1
+        self.ids_at[:, :rows, 1] = np.arange(rows)
 
     def close(self) -> None:
         self.closed = True

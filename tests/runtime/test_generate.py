@@ -62,7 +62,7 @@ def test_a_full_context_ends_with_reason_capacity(capacity: int) -> None:
     stream = m.generate(PROMPT, max_tokens=100, stop_ids=NEVER, max_context=capacity)
     assert [token.id for token in stream] == greedy(PROMPT, capacity - 3 + 1)
     assert stream.reason == "capacity"
-    assert backend.made[0].rows.shape[1] == capacity
+    assert backend.made[0].ids_at.shape[1] == capacity
 
 
 def test_what_cannot_start_raises_before_the_stream() -> None:

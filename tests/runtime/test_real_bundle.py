@@ -135,3 +135,17 @@ def test_finished_rows_change_nothing_for_the_others(model: mla_runtime.Model, i
     assert together[0].ids == first.ids
     assert together[0].reason == "stop"
     assert together[1:] == model.complete([ids[:9]], max_tokens=12, stop_ids=stop_ids)
+
+
+def test_rows_are_those_of_the_sequence_whatever_stands_beside_it(
+    model: mla_runtime.Model, ids: list[int]
+) -> None:
+    with model.session() as alone, model.session(2) as batch:
+        alone.prefill([ids])
+        batch.prefill([ids[:5], ids])
+        want, got = alone.rows(), batch.rows(1)
+    assert list(want) == [tensor.past for tensor in model.bundle.cache]
+    for name, rows in want.items():
+        assert rows.shape[0] == len(ids)
+        np.testing.assert_allclose(got[name], rows, rtol=1e-4, atol=1e-4)
+    assert any(np.abs(rows).max() > 0.1 for rows in want.values())

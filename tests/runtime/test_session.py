@@ -70,7 +70,7 @@ def test_a_failed_step_can_be_run_again_with_the_same_result(failure: BaseExcept
         s.step([5, 6])
     assert s.lengths == (3, 1)
     assert backend.wiped == 1
-    assert (backend.made[0].rows[0, 3:] == -1).all()
+    assert (backend.made[0].ids_at[0, 3:] == -1).all()
     logits = s.step([5, 6])
     assert np.array_equal(logits, [logits_of([1, 2, 3, 5]), logits_of([4, 6])])
     assert s.lengths == (4, 2)
@@ -218,3 +218,17 @@ def test_logits_are_the_callers_to_keep() -> None:
     kept = first.copy()
     s.step([2])
     assert np.array_equal(first, kept)
+
+
+def test_the_cache_can_be_read_and_what_is_read_is_a_copy() -> None:
+    s, _ = session(batch=2)
+    s.prefill([[4, 5, 6], [7]])
+    (found,) = s.rows(0).values()
+    assert found[:, 0].tolist() == [4, 5, 6]
+    found[:] = 0
+    (again,) = s.rows(0).values()
+    assert again[:, 0].tolist() == [4, 5, 6]
+    assert len(next(iter(s.rows(1).values()))) == 1
+    for sequence in (-1, 2):
+        with pytest.raises(InputError, match="not in 0 … 1"):
+            s.rows(sequence)

@@ -9,7 +9,7 @@ session moves its lengths the rows do not count, wherever they were written.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,9 @@ class CacheBuffers(Protocol):
 
     def wipe(self, call: Call) -> None:
         """Zero what a failed `call` may have written, so that unused rows stay finite."""
+
+    def rows(self, sequence: int, count: int) -> dict[str, npt.NDArray[Any]]:
+        """Copy the first `count` rows [count, *row] of a sequence out, by the name of their `past` input."""
 
     def fill(self, rows: int) -> None:
         """Write `rows` rows of small random numbers in each sequence: a stand-in cache to measure with."""

@@ -42,6 +42,11 @@ class _Buffers:
         """Bytes of the buffers; rows of a single sequence that were never written are not resident."""
         return sum(rows.nbytes for rows in self._rows)
 
+    def rows(self, sequence: int, count: int) -> dict[str, Array]:
+        """Copy the first `count` rows [count, *row] of a sequence out, by the name of their `past` input."""
+        pairs = zip(self._tensors, self._rows, strict=True)
+        return {tensor.past: rows[sequence, :count].copy() for tensor, rows in pairs}
+
     def fill(self, rows: int) -> None:
         """Write `rows` rows of small random numbers in each sequence."""
         random = np.random.default_rng(0)

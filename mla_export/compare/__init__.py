@@ -1,0 +1,1 @@
+"""Hold bundles on backends against one reference, over a whole decode."""
