@@ -60,6 +60,18 @@ def integers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 1,2,3") from None
 
 
+def counts(text: str) -> list[int]:
+    """Parse `512,1k,16k` (an argparse type): whole numbers of at least 1, k is 1,024."""
+    parts = [part.strip().lower() for part in text.split(",")]
+    try:
+        found = [int(part.removesuffix("k")) * (1024 if part.endswith("k") else 1) for part in parts]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers of at least 1, like 512,1k,16k")
+    return found
+
+
 def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a checkpoint folder, a config.json, or a bundle")
     parser.add_argument(
@@ -226,6 +238,31 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     _threads(parser)
 
 
+def _compare_attention(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--like",
+        metavar="MODEL",
+        help="take the width of this checkpoint, config.json or bundle (default: DeepSeek-V2-Lite's)",
+    )
+    parser.add_argument(
+        "--depths",
+        type=counts,
+        default="1k,4k,16k",
+        help="tokens in the cache, like 1k,4k,16k (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="measure the error of int8 rows on this text too, in every layer of the checkpoint MODEL "
+        "(default: on random rows only)",
+    )
+    parser.add_argument("--svg", metavar="FILE", help="write the plot of step times here (default: none)")
+    parser.add_argument(
+        "--backend", default="ort:cpu", help="what runs the graphs; several like a,b (default: %(default)s)"
+    )
+    _threads(parser)
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FOLDER", help="checkpoint to show (default: samples/tiny-mla)"
@@ -262,6 +299,7 @@ COMMANDS = {
     "verify": (_verify, "hold a bundle against its hashes, its canary and its checkpoint"),
     "run": (_run, "decode text with a bundle"),
     "bench": (_bench, "measure tokens a second, memory and cache bytes of a bundle"),
+    "compare-attention": (_compare_attention, "measure MHA, GQA, MQA and MLA side by side at equal width"),
     "demo": (_demo, "all of it on a small model, telling what each step shows"),
 }
 
@@ -293,7 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mla_export.progress import reporting
 
             with reporting(quiet=args.quiet):
-                code: int = importlib.import_module(f"mla_export.commands.{args.command}").run(args)
+                module = f"mla_export.commands.{args.command.replace('-', '_')}"
+                code: int = importlib.import_module(module).run(args)
     except MlaError as error:
         return _fail(f"{error}", _code_of(error))
     except ModuleNotFoundError as error:

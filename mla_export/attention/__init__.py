@@ -1,1 +1,1 @@
-"""MHA, MQA, GQA and MLA measured side by side: cache bytes a token, step time by depth, error of INT8 rows."""
+"""MHA, MQA, GQA and MLA measured side by side: cache bytes, step time by depth, error of INT8 rows."""

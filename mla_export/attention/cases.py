@@ -28,6 +28,7 @@ CASES: tuple[tuple[Kind, Cache], ...] = (
     *(("mla", cache) for cache in ("float32", "int8 latent", "int8")),
 )
 _LARGEST_CODE = 127
+_LABELS = {"mha": "MHA", "mqa": "MQA", "expanded": "MLA, expanded", "mla": "MLA, absorbed"}
 _SEED = 20240507
 
 
@@ -65,18 +66,27 @@ def shape_of(model: str | Path | None) -> tuple[str, Shape]:
     return DEFAULT, shape
 
 
-def drawn_weights(attention: Attention, graph: ir.Model, positions: int) -> dict[str, Array]:
-    """Draw the weights of a layer: matrices N(0, 1/inputs), norms of one; and compute its rotary tables.
+def label(kind: Kind, shape: Shape) -> str:
+    """Name a kind as people read it."""
+    return _LABELS.get(kind, f"GQA, {shape.groups} groups")
+
+
+def weight_shapes(graph: ir.Model) -> dict[str, tuple[int, ...]]:
+    """Give the weights that a layer's graph lacks, and their shapes; its rotary tables are not among them."""
+    return {
+        name: tuple(value.shape.numpy())
+        for name, value in graph.graph.initializers.items()
+        if value.const_value is None and value.shape is not None and not name.startswith("rotary.")
+    }
+
+
+def drawn_weights(attention: Attention, graph: ir.Model) -> dict[str, Array]:
+    """Draw the weights of a layer: matrices N(0, 1/inputs), norms of one.
 
     So what a matrix gives from N(0, 1) is N(0, 1) again. A name and shape always get the same numbers.
     """
     found: dict[str, Array] = {}
-    for name, value in graph.graph.initializers.items():
-        if value.const_value is not None:
-            continue
-        if name.startswith("rotary."):
-            continue
-        shape = tuple(value.shape.numpy()) if value.shape is not None else ()
+    for name, shape in weight_shapes(graph).items():
         if len(shape) == 1:
             found[name] = np.ones(shape, dtype=np.float32)
             continue
@@ -84,7 +94,7 @@ def drawn_weights(attention: Attention, graph: ir.Model, positions: int) -> dict
         inputs = attention.shape.kv_lora_rank if name.startswith("attention.w_u") else shape[0]
         rng = np.random.default_rng([_SEED, *name.encode(), *shape])
         found[name] = rng.standard_normal(shape, dtype=np.float32) * np.float32(inputs**-0.5)
-    return {**found, **tables(attention.shape, positions)}
+    return found
 
 
 def tables(shape: Shape, positions: int) -> dict[str, Array]:

@@ -33,7 +33,7 @@ def check(backend: str) -> None:
 
 
 class Graph:
-    """A model of `mla::` operators, lowered to `target` and loaded in ONNX Runtime; `threads` None: its choice.
+    """A model of `mla::` operators, lowered to `target` and loaded in ONNX Runtime with `threads` of its own.
 
     Weights without values become inputs: several graphs then share the same arrays, and a model of any size
     loads without being written down. One row is multiplied as fast as with weights in the graph, as it is in

@@ -1,16 +1,25 @@
-"""Measuring the cases in turns: what a step leaves in the cache, how long it takes, how far INT8 rows are off."""
+"""Measuring the cases in turns: what a step caches, how long it takes, how far INT8 rows are off."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mla_export import progress
-from mla_export.attention.cases import CASES, Array, drawn_rows, drawn_weights, stored
+from mla_export.attention.cases import (
+    CASES,
+    Array,
+    drawn_rows,
+    drawn_weights,
+    stored,
+    tables,
+    weight_shapes,
+)
 from mla_export.attention.graphs import TARGETS, Graph, check
 from mla_runtime.errors import CapacityError
 from mla_runtime.memory import memory_limit
@@ -18,7 +27,9 @@ from mla_runtime.memory import memory_limit
 if TYPE_CHECKING:
     from mla_graphs.baselines import Attention, Cache, Kind, Shape
 
-ROUNDS = 11  # timed calls of each graph at each depth, of which the median counts
+ROUNDS = 11  # fewest timed calls of each graph at each depth, of which the median counts
+SECONDS = 2.0  # that all calls of a depth take together, where so few would take less
+MOST_ROUNDS = 101
 QUERIES = 8  # tokens whose outputs the error is of
 _SHARE = 0.6  # of the memory here that rows and weights may take
 
@@ -68,15 +79,16 @@ class Measured:
 
 
 class _Loaded:
-    """Both graphs of a case with their weights."""
+    """Both graphs of a case, and the layer's weights with their rotary tables."""
 
-    def __init__(self, attention: Attention, target: str, threads: int | None, positions: int) -> None:
+    def __init__(
+        self, attention: Attention, weights: dict[str, Array], target: str, threads: int | None
+    ) -> None:
         from mla_graphs.baselines import core, layer
 
-        self.attention = attention
-        whole = layer(attention)
-        self.weights = drawn_weights(attention, whole, positions)
-        self.layer, self.core = Graph(whole, target, threads), Graph(core(attention), target, threads)
+        self.attention, self.weights = attention, weights
+        self.layer = Graph(layer(attention), target, threads)
+        self.core = Graph(core(attention), target, threads)
 
     def inputs(self, depth: int, past: Mapping[str, Array]) -> dict[str, Array]:
         """Give all that both graphs take for one new token at `depth`, but the new token itself."""
@@ -96,19 +108,20 @@ class _Loaded:
         heads = self.attention.shape.num_attention_heads
         found = {}
         for spec in queries(self.attention):
-            first = heads if spec.name.startswith("q") else None
-            shape = (1, first, 1, spec.shape[-1]) if first else (self.attention.groups, 1, spec.shape[-1])
+            width = int(spec.shape[-1])
+            shape = (self.attention.groups, 1, width) if len(spec.shape) == 3 else (1, heads, 1, width)
             found[spec.name] = rng.standard_normal(shape, dtype=np.float32)
         return found
 
 
 def measure(
-    shape: Shape, depths: Sequence[int], backend: str, threads: int | None = None, rounds: int = ROUNDS
+    shape: Shape, depths: Sequence[int], backend: str, threads: int | None = None, seconds: float = SECONDS
 ) -> Measured:
     """Measure all cases on `backend`, at each of `depths` rows of cache before the step.
 
-    Rows are drawn, not computed. At each depth every graph is called once unmeasured, then all in turns.
-    Raises `BackendError` where the backend is not there, `CapacityError` where the rows do not fit.
+    Rows are drawn, not computed. At each depth every graph is called once unmeasured, then all in turns, for
+    `seconds` and at least `ROUNDS` rounds. Raises `BackendError` where the backend is not there,
+    `CapacityError` where rows and weights do not fit.
     """
     from mla_graphs.baselines import Attention
 
@@ -116,25 +129,40 @@ def measure(
     target, codes = TARGETS[backend]
     attentions = [Attention(shape, kind, cache, codes) for kind, cache in CASES]
     _check_memory(attentions, max(depths))
-    with progress.task(f"attention on {backend}", len(attentions) + len(depths) * rounds) as advance:
+    with progress.task(f"attention on {backend}", len(CASES) + len(depths)) as advance:
+        weights: dict[Kind, dict[str, Array]] = {}
         loaded = []
         for attention in attentions:
-            loaded.append(_Loaded(attention, target, threads, max(depths) + 1))
+            if attention.kind not in weights:
+                weights[attention.kind] = _weights(attention, max(depths) + 1)
+            loaded.append(_Loaded(attention, weights[attention.kind], target, threads))
             advance(1)
-        points = [
-            point for depth in depths for point in _at_depth(loaded, depth, rounds, lambda: advance(1))
-        ]
+        points = []
+        for depth in depths:
+            points += _at_depth(loaded, depth, seconds)
+            advance(1)
     return Measured(backend, tuple(map(_case, loaded)), tuple(points))
+
+
+def _weights(attention: Attention, positions: int) -> dict[str, Array]:
+    from mla_graphs.baselines import layer
+
+    return {**drawn_weights(attention, layer(attention)), **tables(attention.shape, positions)}
 
 
 def _check_memory(attentions: Sequence[Attention], depth: int) -> None:
     """Refuse a depth whose rows would not fit; those of float32 are there while others are made of them."""
+    from mla_graphs.baselines import layer
+
     limit = memory_limit()
-    row = sum(attention.groups * sum(attention.widths.values()) * 4 for attention in attentions)
-    if limit is not None and row * depth > limit * _SHARE:
+    rows = depth * sum(a.groups * sum(a.widths.values()) * 4 for a in attentions)
+    layers = {a.kind: weight_shapes(layer(a)) for a in attentions}
+    weights = sum(4 * math.prod(shape) for shapes in layers.values() for shape in shapes.values())
+    if limit is not None and rows + weights > limit * _SHARE:
         raise CapacityError(
-            f"the caches of all kinds take {row * depth / 1e9:.1f} GB at depth {depth}, more than "
-            f"{_SHARE:.0%} of the {limit / 1e9:.1f} GB here; measure at a smaller depth"
+            f"all kinds together take {rows / 1e9:.1f} GB of cache at depth {depth} and "
+            f"{weights / 1e9:.1f} GB of weights, more than {_SHARE:.0%} of the {limit / 1e9:.1f} GB here; "
+            "measure at a smaller depth, or like a smaller model"
         )
 
 
@@ -151,9 +179,7 @@ def _case(loaded: _Loaded) -> Case:
     return Case(attention.kind, attention.cache, attention.groups, sum(numbers), total, sum(weights))
 
 
-def _at_depth(
-    loaded: Sequence[_Loaded], depth: int, rounds: int, on_round: Callable[[], None]
-) -> list[Point]:
+def _at_depth(loaded: Sequence[_Loaded], depth: int, seconds: float) -> list[Point]:
     rng = np.random.default_rng(depth)
     hidden = rng.standard_normal((QUERIES, 1, 1, loaded[0].attention.shape.hidden_size), dtype=np.float32)
     rows: dict[str, dict[str, Array]] = {}
@@ -170,7 +196,7 @@ def _at_depth(
             exact = found
         errors.append(None if attention.cache == "float32" else relative_rms(found, exact))
         calls += [(case.core, {**given, **case.core_inputs()}), (case.layer, {**given, "hidden": hidden[0]})]
-    medians = [float(x) for x in np.median(_in_turns(calls, rounds, on_round), axis=0)]
+    medians = [float(x) for x in np.median(_in_turns(calls, seconds), axis=0)]
     core, layer = medians[::2], medians[1::2]
     base = next(
         i for i, c in enumerate(loaded) if (c.attention.kind, c.attention.cache) == ("mla", "float32")
@@ -190,26 +216,23 @@ def _at_depth(
     ]
 
 
-def _in_turns(
-    calls: Sequence[tuple[Graph, Mapping[str, Array]]], rounds: int, on_round: Callable[[], None]
-) -> list[list[float]]:
+def _in_turns(calls: Sequence[tuple[Graph, Mapping[str, Array]]], seconds: float) -> list[list[float]]:
     """Give the seconds of each call, a round a list: what disturbs the machine meets all of them.
 
     Every other round goes backwards, so that no call always follows the same one.
     """
     for graph, given in calls:
         graph(given)
-    times = []
-    for turn in range(rounds):
-        order = list(range(len(calls)))[:: -1 if turn % 2 else 1]
+    times: list[list[float]] = []
+    began = time.perf_counter()
+    while len(times) < ROUNDS or (len(times) < MOST_ROUNDS and time.perf_counter() - began < seconds):
         spent = [0.0] * len(calls)
-        for i in order:
+        for i in range(len(calls))[:: -1 if len(times) % 2 else 1]:
             graph, given = calls[i]
             start = time.perf_counter()
             graph(given)
             spent[i] = time.perf_counter() - start
         times.append(spent)
-        on_round()
     return times
 
 

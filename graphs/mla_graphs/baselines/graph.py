@@ -30,7 +30,9 @@ def queries(attention: Attention) -> tuple[TensorSpec, ...]:
 
 
 def core(attention: Attention) -> ir.Model:
-    """Give attention alone: from queries and new rows, which it stores as the cache does, to `context` [B,H,S,·].
+    """Give attention alone: from queries and new rows to `context` [B,H,S,·].
+
+    New rows are stored as the cache does before they are attended to, but do not come back.
 
     Inputs: those of `queries`; `position_ids` int64 [B,S], of which the shape counts; `past_lengths` and
     `new_lengths` int64 [B]; the cache. Rows beyond the lengths are masked by selection.
@@ -105,9 +107,7 @@ def _stored(w: Writer, attention: Attention, made: Mapping[str, ir.Value]) -> di
     for name, width in attention.widths.items():
         if attention.scaled(name):
             results = [(codes, (batch, "S", width)), (_FLOAT, (batch, "S"))]
-            found[name], found[f"{name}_scale"] = w.ops(
-                "QuantizeRows", [made[name]], results, f"{name}_int8"
-            )
+            found[name], found[f"{name}_scale"] = w.ops("QuantizeRows", [made[name]], results, f"{name}_int8")
         else:
             found[name] = made[name]
     return found

@@ -1,6 +1,6 @@
 """What stands around the core: from hidden states to queries and new rows, and back.
 
-MLA's are those of a bundle's step in the factored form (`mla_export.blocks.attention`), by the same operators.
+MLA's are those of a bundle's step in the factored form, by the same operators.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def outgoing(w: Writer, attention: Attention, context: ir.Value) -> ir.Value:
 def _grouped(
     w: Writer, attention: Attention, hidden: ir.Value, positions: ir.Value, turn: list[ir.Value]
 ) -> Values:
-    """Queries of H heads, keys and values of G; the last R channels of queries and keys are rotated."""
+    """Give queries of H heads, keys and values of G; queries and keys have their last R channels rotated."""
     s, size = attention.shape, attention.key_dim
     sizes = (size - s.qk_rope_head_dim, s.qk_rope_head_dim)
 

@@ -1,4 +1,4 @@
-"""Writing a graph of `mla::` operators without tracing: values have the types and shapes that lowering reads."""
+"""Writing a graph of `mla::` operators by hand: values have the types and shapes that lowering reads."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class Writer:
         name = f"attention.constant.{len(self._constants)}"
         tensor = ir.tensor(np.array(values, dtype=np.int64), name=name)
         value = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(ir.DataType.INT64), const_value=tensor
+            name=name,
+            shape=ir.Shape([len(values)]),
+            type=ir.TensorType(ir.DataType.INT64),
+            const_value=tensor,
         )
         self._constants.append(value)
         return value
