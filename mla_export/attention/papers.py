@@ -2,7 +2,7 @@
 
 DeepSeek-V2 (arXiv 2405.04434): elements a token and layer, section 2.1.4, table 1, with d_h channels a head;
 and in the abstract "reduces the KV cache by 93.3%", against DeepSeek 67B (arXiv 2401.02954: 95 layers,
-grouped queries with 8 groups of 128 channels). The elements alone are 82.2 % fewer. With the 6 bits an element
+grouped queries with 8 groups of 128 channels). The elements alone are 82.2 % fewer. With the 6 bits of each
 that DeepSeek-V2 was deployed with (section 3.2.3: on average), against 16, it is the 93.3 %.
 """
 
