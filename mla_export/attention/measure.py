@@ -27,7 +27,7 @@ from mla_runtime.memory import memory_limit
 if TYPE_CHECKING:
     from mla_graphs.baselines import Attention, Cache, Kind, Shape
 
-ROUNDS = 11  # fewest timed calls of each graph at each depth, of which the median counts
+ROUNDS = 15  # fewest timed calls of each graph at each depth, of which the median counts
 SECONDS = 2.0  # that all calls of a depth take together, where so few would take less
 MOST_ROUNDS = 101
 QUERIES = 8  # tokens whose outputs the error is of

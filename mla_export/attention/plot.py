@@ -34,7 +34,7 @@ def step_times(name: str, shape: Shape, measured: Measured) -> Chart:
     depths = sorted({point.depth for point in measured.points})
     return lines(
         "attention",
-        f"One layer's attention for one token, shape of {name}, {measured.backend}",
+        f"A step's attention alone, one layer of the shape of {name}, on {measured.backend}",
         series,
         Axis("tokens in the cache", log=True, ticks=depths, write=lambda value: f"{value:,.0f}"),
         Axis("ms", log=True),
