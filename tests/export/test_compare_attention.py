@@ -25,6 +25,7 @@ from mla_export.passage import Passage
 from mla_graphs.baselines import KINDS, Attention, Shape, layer
 from mla_runtime.errors import BackendError, CapacityError, InputError
 from tests.checkpoints import make_checkpoint
+from tests.export.blocked import blocked
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "configs" / "DeepSeek-V2-Lite.json"
@@ -203,6 +204,19 @@ def test_json(quick, capsys):
     assert {(case["kind"], case["cache"]) for case in backend["cases"]} == set(CASES)
     assert all(point["depth"] == 8 and point["core_seconds"] > 0 for point in backend["points"])
     assert found["absent"] == found["text"] == {}
+
+
+def test_torch_and_matplotlib_are_not_needed():
+    missing = {"torch", "transformers", "safetensors", "matplotlib"}
+    like = ("compare-attention", "--quiet", "--threads", "1", "--depths", "8", "--like", str(SAMPLE))
+    done = blocked(missing, *like)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = blocked(missing, *like, "--svg", "a.svg")
+    assert done.returncode == 3
+    assert "matplotlib is not installed; try: pip install 'mla-export[report]'" in done.stderr
+    done = blocked({"onnx_ir"}, *like)
+    assert done.returncode == 3
+    assert "onnx_ir is not installed" in done.stderr
 
 
 def test_no_backend_at_all_is_an_error(capsys):

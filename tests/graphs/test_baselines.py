@@ -363,6 +363,11 @@ def test_the_graph_has_the_signature_that_is_declared(kind, cache):
     assert all(isinstance(node, ir.Node) and node.name.startswith("attention.") for node in model.graph)
 
 
+def test_scores_are_scaled_by_the_width_of_a_head_or_as_the_model_says():
+    found = {kind: attention_of(kind, "float32").softmax_scale for kind in KINDS}
+    assert found == {"mha": 12**-0.5, "gqa": 12**-0.5, "mqa": 12**-0.5, "expanded": 0.3, "mla": 0.3}
+
+
 def test_widths_are_those_of_the_geometry():
     g = golden.GEOMETRY
     shape = Shape.of(g)
