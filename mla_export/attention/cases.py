@@ -11,6 +11,7 @@ import numpy as np
 from mla_export.inspect import inspect
 from mla_graphs import Rotary, Yarn
 from mla_graphs.rotary import rotary_tables
+from mla_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,12 +36,18 @@ _SEED = 20240507
 def shape_of(model: str | Path | None) -> tuple[str, Shape]:
     """Give the name and the shape of a config.json, a checkpoint or a bundle; None: DeepSeek-V2-Lite's.
 
-    Raises what `inspect` does.
+    Raises what `inspect` does, and `ConfigError` where heads of the others could not rotate as many channels.
     """
     from mla_graphs.baselines import Shape
 
     if model is not None:
-        return str(model), Shape.of(inspect(model).geometry)
+        shape = Shape.of(inspect(model).geometry)
+        if shape.qk_rope_head_dim > shape.v_head_dim:
+            raise ConfigError(
+                f"{model}: qk_rope_head_dim is {shape.qk_rope_head_dim} and v_head_dim {shape.v_head_dim}, "
+                "but heads of MHA, as wide as a value, rotate as many channels; compare like another model"
+            )
+        return str(model), shape
     mscale = 0.1 * 0.707 * np.log(40) + 1
     yarn = Yarn(
         factor=40.0,

@@ -152,13 +152,11 @@ def _saved(cases: Sequence[Case], shape: Shape) -> Iterator[str]:
     exact = {case.kind: case for case in cases if case.cache == "float32"}
     mla = exact["mla"].cache_bytes
     for kind in ("mha", "gqa", "mqa", "expanded"):
-        share = mla / exact[kind].cache_bytes - 1
-        amount = f"{-share:.1%} less" if share < 0 else f"{1 + share:.2f} times as much"
-        yield (
-            f"MLA caches {amount} than {label(kind, shape)}"
-            if share < 0
-            else (f"MLA caches {amount} as {label(kind, shape)}")
-        )
+        share, other = mla / exact[kind].cache_bytes, label(kind, shape)
+        if share < 1:
+            yield f"MLA caches {1 - share:.1%} less than {other}"
+        else:
+            yield f"MLA caches {share:.2f} times as much as {other}"
     latent = next(case for case in cases if case.cache == "int8 latent")
     yield f"MLA with int8 latents and a float32 rotary key: {size(latent.cache_bytes)} a token"
     yield (

@@ -23,7 +23,7 @@ from mla_export.costs import attention_elements
 from mla_export.inspect import inspect
 from mla_export.passage import Passage
 from mla_graphs.baselines import KINDS, Attention, Shape, layer
-from mla_runtime.errors import BackendError, CapacityError, InputError
+from mla_runtime.errors import BackendError, CapacityError, ConfigError, InputError
 from tests.checkpoints import make_checkpoint
 from tests.export.blocked import blocked
 
@@ -49,6 +49,14 @@ def test_default_is_the_published_shape():
     assert name == "DeepSeek-V2-Lite"
     assert shape.softmax_scale == pytest.approx(published.softmax_scale, rel=1e-12)
     assert dataclasses.replace(shape, softmax_scale=0) == dataclasses.replace(published, softmax_scale=0)
+
+
+def test_heads_that_cannot_rotate_so_much_are_refused(tmp_path):
+    config = json.loads(CONFIG.read_text())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**config, "v_head_dim": 32}))
+    with pytest.raises(ConfigError, match="qk_rope_head_dim is 64 and v_head_dim 32"):
+        shape_of(file)
 
 
 def test_bytes_are_those_that_the_formula_gives(shape, measured):
