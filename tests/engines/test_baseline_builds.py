@@ -8,19 +8,15 @@ import onnx_ir as ir
 import pytest
 
 from mla_export.attention.cases import drawn_weights, tables
-from mla_graphs.baselines import KINDS, Attention, layer
+from mla_graphs.baselines import Attention, layer
 from mla_graphs.lowering import lower
-from tests.graphs.test_baselines import SHAPE
+from tests.baselines import CASES, SHAPE
 
 if "CI" in os.environ:  # there a missing package must not pass for a build that works
     import tensorrt_rtx as trt
 else:
     trt = pytest.importorskip("tensorrt_rtx", reason="not installed: pip install mla-export[rtx]")
 
-CASES = [
-    *((kind, cache) for kind in KINDS for cache in ("float32", "int8")),
-    ("mla", "int8 latent"),
-]
 # the least, best and most of each symbol
 PROFILE = {"B": (1, 1, 4), "S": (1, 1, 4), "T": (1, 128, 256)}
 

@@ -12,30 +12,13 @@ import pytest
 from mla_export.attention.cases import drawn_weights, stored, tables
 from mla_export.attention.graphs import Graph
 from mla_export.costs import cache_row_elements
-from mla_graphs import Rotary
 from mla_graphs.baselines import KINDS, Attention, Shape, core, layer, queries
 from mla_graphs.lowering import lower
+from tests.baselines import CASES, SHAPE
 from tests.graphs import golden
 from tests.oracle import rms_norm, rotary_tables, rotate, softmax
 
-SHAPE = Shape(
-    hidden_size=48,
-    num_attention_heads=6,
-    q_lora_rank=20,
-    kv_lora_rank=32,
-    qk_nope_head_dim=10,
-    qk_rope_head_dim=8,
-    v_head_dim=12,
-    softmax_scale=0.3,
-    q_norm_eps=1e-6,
-    kv_norm_eps=1e-5,
-    rotary=Rotary(theta=100.0, interleaved=True, scaling=None),
-)
 TARGETS = {"portable": "int8", "ort-cpu": "uint8"}
-CASES = [
-    *((kind, cache) for kind in KINDS for cache in ("float32", "int8")),
-    ("mla", "int8 latent"),
-]
 INT8 = [case for case in CASES if case[1] != "float32"]
 CLOSE = 2e-6  # RMS of an error as a share of the result's RMS: some float32 roundings
 TOKENS = 24
