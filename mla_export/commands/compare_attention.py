@@ -195,7 +195,7 @@ def _errors(measured: Measured, shape: Shape, texts: Sequence[TextError]) -> Tab
             error = on_text.get((kind, cache))
             cells += ["–", "–"] if error is None else _text_cells(error)
         rows.append(cells)
-    title = "RMS error of the layer's output beside float32 rows, as a share of its RMS"
+    title = "Error of the layer's output beside float32 rows, RMS of RMS"
     return table(title, header, rows)
 
 

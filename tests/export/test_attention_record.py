@@ -59,3 +59,16 @@ def test_readme_has_the_figures_of_the_record():
             number, unit = cell.split()
             nbytes = float(number) * {"KiB": 1024, "B": 1}[unit]
             assert nbytes == pytest.approx(cases[cache]["cache_bytes"], rel=0.03)
+
+
+def test_the_page_has_the_figures_of_128_heads():
+    run = RECORD["runs"][3]
+    (one,) = run["backends"]
+    page = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8").partition("## With 128 heads")[2]
+    assert f"$ {run['command']}" in page
+    for kind, name in {"mha": "MHA", "gqa": "GQA, 8 groups", "mla": "MLA, absorbed"}.items():
+        caches = ("float32", "int8 latent" if kind == "mla" else "int8")
+        points = {p["cache"]: p for p in one["points"] if p["kind"] == kind and p["depth"] == 4096}
+        times = [points[cache][part] for part in ("core_seconds", "layer_seconds") for cache in caches]
+        assert f"| {' | '.join(f'{1e3 * seconds:.1f} ms' for seconds in times)} |" in page
+        assert f"| {name} | " in page
