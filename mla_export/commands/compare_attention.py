@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mla_export.attention.text import TextError
     from mla_graphs.baselines import Kind, Shape
 
+# characters across: of the two columns that name a case, and of what stands behind them
+NAME_COLUMNS, TIME_COLUMNS, ERROR_COLUMNS, TEXT_COLUMNS = 30, 15, 17, 26
+
 
 def run(args: argparse.Namespace) -> int:
     """Measure all kinds at the width of `args.like`; print tables, and draw the plot if asked for."""
@@ -113,14 +116,25 @@ def show(
     for line in _saved(measured[0].cases, shape):
         out.print(line)
     for one in measured:
+        depths = sorted({point.depth for point in one.points})
         out.print()
-        out.print(_times(f"A step's attention alone, ms on {one.backend}", shape, one.points, core=True))
-        out.print(_times(f"With its projections, ms on {one.backend}", shape, one.points, core=False))
+        for core, title in ((True, "A step's attention alone"), (False, "With its projections")):
+            for some in _fitting(depths, TIME_COLUMNS):
+                out.print(_times(f"{title}, ms on {one.backend}", shape, one.points, some, core=core))
         out.print("×: times absorbed MLA with a float32 cache, at the same depth and in the same run")
         out.print()
-        out.print(_errors(one, shape, texts.get(one.backend, [])))
+        on_text = texts.get(one.backend, [])
+        for some in _fitting(depths, ERROR_COLUMNS, TEXT_COLUMNS if on_text else 0):
+            out.print(_errors(one.points, shape, some, on_text))
     if absent:
         out.print(table("Not measured", ("backend", "why"), sorted(absent.items()), numbers=False))
+
+
+def _fitting(depths: Sequence[int], each: int, more: int = 0) -> Iterator[Sequence[int]]:
+    """Give as many depths at a time as a table has room for, `each` columns of characters wide."""
+    most = max(1, (console().width - NAME_COLUMNS - more) // each)
+    for start in range(0, len(depths), most):
+        yield depths[start : start + most]
 
 
 def _cache_table(shape: Shape, cases: Sequence[Case]) -> Table:
@@ -144,7 +158,8 @@ def _cache_table(shape: Shape, cases: Sequence[Case]) -> Table:
             )
         )
     header = ("attention", "kv heads", "elements", "by paper", "float32", "int8", "of MHA", "weights")
-    return table("What a token leaves in the cache of a layer, and is multiplied with", header, rows)
+    title = "What a token leaves in the cache of a layer, and is multiplied with"
+    return table(title, header, rows, spare=("of MHA", "weights"))
 
 
 def _saved(cases: Sequence[Case], shape: Shape) -> Iterator[str]:
@@ -166,8 +181,7 @@ def _saved(cases: Sequence[Case], shape: Shape) -> Iterator[str]:
     yield f"{papers.bits_saved():.1%} with the 6 bits an element that it was deployed with, against 16"
 
 
-def _times(title: str, shape: Shape, points: Sequence[Point], *, core: bool) -> Table:
-    depths = sorted({point.depth for point in points})
+def _times(title: str, shape: Shape, points: Sequence[Point], depths: Sequence[int], *, core: bool) -> Table:
     header = ["attention", "cache"]
     for depth in depths:
         header += [f"{depth:,}", "×"]
@@ -182,14 +196,15 @@ def _times(title: str, shape: Shape, points: Sequence[Point], *, core: bool) -> 
     return table(title, header, rows)
 
 
-def _errors(measured: Measured, shape: Shape, texts: Sequence[TextError]) -> Table:
-    depths = sorted({point.depth for point in measured.points})
+def _errors(
+    points: Sequence[Point], shape: Shape, depths: Sequence[int], texts: Sequence[TextError]
+) -> Table:
     on_text = {(error.kind, error.cache): error for error in texts}
     header = ["attention", "cache", *(f"random, {depth:,}" for depth in depths)]
     header += ["text, mean", "worst layer"] if texts else []
     rows = []
-    for kind, cache in dict.fromkeys((p.kind, p.cache) for p in measured.points if p.error is not None):
-        found = {p.depth: p.error for p in measured.points if (p.kind, p.cache) == (kind, cache)}
+    for kind, cache in dict.fromkeys((p.kind, p.cache) for p in points if p.error is not None):
+        found = {p.depth: p.error for p in points if (p.kind, p.cache) == (kind, cache)}
         cells = [label(kind, shape), cache, *(f"{found[depth]:.2%}" for depth in depths)]
         if texts:
             error = on_text.get((kind, cache))

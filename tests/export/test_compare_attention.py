@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -200,6 +201,18 @@ def test_tables_and_plot(quick, capsys, tmp_path):
     ):
         assert name in told
     assert "tokens in the cache" in told
+
+
+def test_a_narrow_terminal_gets_more_tables_and_whole_numbers(quick, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(capsys, "--like", str(SAMPLE), "--depths", "8,9,10,11,12,13")
+    assert code == 0
+    assert "…" not in out
+    assert out.count("A step's attention alone") == 2
+    lines = [line for line in out.splitlines() if not line.startswith(str(SAMPLE))]
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    for depth in range(8, 14):
+        assert len(re.findall(rf"random, {depth}\b", out)) == 1
 
 
 def test_json(quick, capsys):
