@@ -34,12 +34,12 @@ $(BIN)/python:
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); this takes minutes the first time."
-	$(PIP) install -q -e '.[cpu,text,export,verify]' -c constraints.txt
+	$(PIP) install -q -e '.[cpu,text,export,verify,report]' -c constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "Installing the development tools into $(VENV)."
-	$(PIP) install -q -e '.[cpu,text,export,verify,rtx,dev]' -c constraints.txt
+	$(PIP) install -q -e '.[cpu,text,export,verify,report,rtx,dev]' -c constraints.txt
 	@touch $@
 
 demo: $(VENV)/.demo

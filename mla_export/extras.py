@@ -16,6 +16,7 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "tokenizers": "text",
     "jinja2": "text",
+    "matplotlib": "report",
 }
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -47,6 +52,16 @@ def test_a_real_bundle_is_measured(model: Model) -> None:
     assert speed.batch == 2
     assert speed.peak_bytes is None or speed.peak_bytes > 2**20
     assert speed.step_rate == pytest.approx(2 / speed.step_seconds)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process' peak may begin with its parent's")
+def test_peak_memory_is_that_of_the_process_and_not_of_who_started_it() -> None:
+    code = "from mla_runtime.bench import peak_memory; print(peak_memory())"
+    large = np.ones(2**28, np.uint8)  # 256 MiB of this process
+    env = {**os.environ, "PYTHONPATH": str(Path(mla_runtime.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert large.all()
+    assert int(done.stdout) < 200 * 2**20
 
 
 def test_depths_that_do_not_fit_are_refused_before_anything_runs() -> None:
