@@ -178,8 +178,9 @@ def run(capsys, *args: str) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-def test_tables_and_plot(quick, capsys, tmp_path):
+def test_tables_and_plot(quick, capsys, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
+    monkeypatch.setenv("COLUMNS", "100")
     svg = tmp_path / "a.svg"
     args = ("--like", str(SAMPLE), "--depths", "8,16", "--backends", "ort:cpu,ort:cuda", "--svg", str(svg))
     code, out, err = run(capsys, *args)
