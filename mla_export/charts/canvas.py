@@ -27,12 +27,17 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uff
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an axis shows. `ticks` are the only ones where given; `write` writes a number beside its tick."""
+    """What an axis shows. `ticks` are the only ones where given; `write` writes a number beside its tick.
+
+    `from_zero` begins it at 0; `whole` has ticks at whole numbers only.
+    """
 
     label: str
     log: bool = False
     ticks: Sequence[float] | None = None
     write: Callable[[float], str] | None = None
+    from_zero: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ def canvas(x: Axis, y: Axis) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _scale(side: Any, set_scale: Callable[[str], None], axis: Axis) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
     side.set_label_text(printable(axis.label))
     write = axis.write or (powers if axis.log else short)
@@ -109,6 +114,8 @@ def _scale(side: Any, set_scale: Callable[[str], None], axis: Axis) -> None:
     if axis.ticks is not None:
         side.set_major_locator(FixedLocator(list(axis.ticks)))
         side.set_minor_locator(NullLocator())
+    elif axis.whole:
+        side.set_major_locator(MaxNLocator(integer=True))
     side.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
 
 
