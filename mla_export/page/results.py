@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -19,13 +19,17 @@ RESULT_CAP = 256_000_000  # bytes: a comparison has every position of every side
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One bundle's speed on one backend: what `bench --json` prints."""
+    """One bundle's speed on one backend: what `bench --json` prints.
+
+    `origin` is the file that it was read from, where others have a bundle and a backend of the same names.
+    """
 
     bundle: str
     backend: str
     absorb: str
     cache_bytes_per_token: int
     measurements: tuple[Speed, ...]
+    origin: str = ""
 
     @property
     def label(self) -> str:
@@ -35,7 +39,7 @@ class Benchmark:
     @property
     def name(self) -> str:
         """What it is called together with its backend."""
-        return f"{self.label} on {self.backend}"
+        return f"{self.label} on {self.backend}{f' ({self.origin})' if self.origin else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +129,15 @@ class Results:
 
 def read_results(paths: Iterable[str | Path]) -> Results:
     """Read saved results. Raises InputError for a file that is none, or of a newer format."""
-    found = [result(read_json(Path(path), InputError, RESULT_CAP), str(path)) for path in paths]
+    found = [(path, result(read_json(Path(path), InputError, RESULT_CAP), str(path))) for path in paths]
+    speeds = [(Path(path).stem, one) for path, one in found if isinstance(one, Benchmark)]
+    names = [one.name for _, one in speeds]
     return Results(
-        comparisons=tuple(one for one in found if isinstance(one, Agreement)),
-        benchmarks=tuple(one for one in found if isinstance(one, Benchmark)),
-        models=tuple(one for one in found if isinstance(one, Model)),
+        comparisons=tuple(one for _, one in found if isinstance(one, Agreement)),
+        benchmarks=tuple(
+            one if names.count(one.name) == 1 else replace(one, origin=stem) for stem, one in speeds
+        ),
+        models=tuple(one for _, one in found if isinstance(one, Model)),
     )
 
 

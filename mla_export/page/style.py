@@ -53,20 +53,20 @@ caption { text-align: left; font-weight: 600; padding-bottom: .3rem }
 th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom }
 .number { text-align: right; white-space: nowrap }
-.text { text-align: left; overflow-wrap: anywhere; min-width: 6rem }
+.text { text-align: left; overflow-wrap: anywhere; min-width: 8rem }
 figure { margin: 1rem 0 }
 figcaption, .note, footer { color: var(--soft); font-size: .87rem; max-width: 75ch }
-.mla-chart { display: block; max-width: none }
+.mla-chart { display: block; width: 100%; min-width: 30rem; max-width: 43.2rem; height: auto }
 footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
 @media print {
   :root { color-scheme: light }
   body { font-size: 10pt }
   main { max-width: none; padding: 0 }
   h2 { break-after: avoid }
-  figure, tr, .verdict { break-inside: avoid }
+  figure, table, tr, p, .verdict { break-inside: avoid }
   thead { display: table-header-group }
   .scroll { overflow: visible }
-  .mla-chart { max-width: 100%; height: auto }
+  .mla-chart { min-width: 0 }
 }
 @page { margin: 15mm }
 """

@@ -47,6 +47,16 @@ def test_files_of_each_kind_are_read(tmp_path: Path):
     assert [one.geometry.max_context for one in found.models] == [163_840]
 
 
+def test_what_two_devices_measured_is_told_apart_by_its_file(tmp_path: Path):
+    files = [saved(tmp_path, f"{device}.json", bench_json()) for device in ("orin", "desk")]
+    both = read_results([*files, saved(tmp_path, "other.json", bench_json("out/int4"))])
+    assert [one.name for one in both.benchmarks] == [
+        "fp32 on ort:cpu (orin)",
+        "fp32 on ort:cpu (desk)",
+        "int4 on ort:cpu",
+    ]
+
+
 def test_null_is_a_number_that_was_not_finite():
     one = changed(agreement().to_json(), "sides", 0, "steps", 0, "rms", to=None)
     assert math.isnan(result(one, "f").sides[0].steps[0].rms)
