@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (7.2, 3.6)  # inches of 72 points: 691 pixels across
+LEGEND_ROW = 0.19  # inches that a row of the legend takes; two have room in SIZE
 FONT = 9.0  # points: 12 pixels
-CHARACTERS = 95  # that fit across at this size, in matplotlib's wide font
+CHARACTERS = 100  # that fit across at this size, in matplotlib's wide font
 # what XML has no place for, and what breaks a line
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
@@ -144,6 +145,8 @@ def draw_legend(figure: Figure, axes: Axes, title: str) -> None:
         axes.set_title(printable(title, 90), loc="left", pad=10, fontdict=heading)
         return
     across = max(1, CHARACTERS // (max(map(len, labels)) + 8))
+    rows = -(-len(labels) // across)
+    figure.set_size_inches(SIZE[0], SIZE[1] + LEGEND_ROW * max(0, rows - 2))
     legend = figure.legend(
         handles,
         labels,
