@@ -11,12 +11,17 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mla_export.compare.agreement import compare
     from mla_export.export import export
     from mla_export.verify import verify
 
-__all__ = ["export", "verify"]
+__all__ = ["compare", "export", "verify"]
 
-_HOME = {"export": "mla_export.export", "verify": "mla_export.verify"}
+_HOME = {
+    "compare": "mla_export.compare.agreement",
+    "export": "mla_export.export",
+    "verify": "mla_export.verify",
+}
 
 
 class _Package(types.ModuleType):

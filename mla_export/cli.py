@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,6 +59,19 @@ def integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 1,2,3") from None
+
+
+def contexts(text: str) -> list[int]:
+    """Parse `4k,32k,1000`: tokens, k being 1024 of them (an argparse type)."""
+    found = [re.fullmatch(r"([1-9]\d{0,9})(k?)", part.strip().lower()) for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of contexts like 4k,32k,1000")
+    return [int(match[1]) * (1024 if match[2] else 1) for match in found if match]
+
+
+def names(text: str) -> list[str]:
+    """Parse `one,two` (an argparse type)."""
+    return [part.strip() for part in text.split(",")]
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +186,46 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     _backend(parser)
 
 
+def words(text: str) -> list[str]:
+    """Parse `a,b,c` (an argparse type)."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folders of bundles of one checkpoint")
+    parser.add_argument(
+        "--backends",
+        type=words,
+        metavar="NAMES",
+        help="what runs them, like torch,ort:cpu; torch is the checkpoint in float32 itself (default: "
+        "ort:cpu, and torch with a checkpoint)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="the reference: what the bundles were made from (default: the first bundle in fp32)",
+    )
+    said = parser.add_mutually_exclusive_group()
+    said.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a prompt a line, or JSON of texts and rows of token ids (default: a few of its own)",
+    )
+    said.add_argument("--text", metavar="FILE", help="text in UTF-8 whose own tokens are forced")
+    parser.add_argument(
+        "--steps",
+        type=COUNT,
+        metavar="N",
+        default=64,
+        help="tokens to decode after each prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bisect",
+        action="store_true",
+        help="go on inside the first layer that parts, operator by operator; takes --checkpoint",
+    )
+
+
 def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder of the bundle")
     prompt = parser.add_mutually_exclusive_group(required=True)
@@ -226,6 +280,34 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     _threads(parser)
 
 
+def _cost(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a config.json, a checkpoint folder, or a bundle")
+    parser.add_argument(
+        "--device",
+        type=names,
+        metavar="NAME,…",
+        default="all",
+        help="devices of the table, like orin-nano-8gb,rtx-4090, or .json files of your own "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--context",
+        type=contexts,
+        metavar="N,…",
+        help="tokens in the cache of a sequence, k being 1024 (default: 4k,32k,128k, as far as the model "
+        "goes)",
+    )
+    parser.add_argument(
+        "--batch", type=COUNT, metavar="N", default=1, help="sequences at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--chunk",
+        type=COUNT,
+        metavar="N",
+        help="tokens of a prompt that run at once (default: a bundle's own, else 512)",
+    )
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FOLDER", help="checkpoint to show (default: samples/tiny-mla)"
@@ -260,8 +342,10 @@ COMMANDS = {
     "inspect": (_inspect, "geometry, parameters, cache bytes and what absorption costs"),
     "export": (_export, "write a checkpoint as an ONNX bundle with absorbed attention"),
     "verify": (_verify, "hold a bundle against its hashes, its canary and its checkpoint"),
+    "compare": (_compare, "hold bundles on backends against one reference, over a whole decode"),
     "run": (_run, "decode text with a bundle"),
     "bench": (_bench, "measure tokens a second, memory and cache bytes of a bundle"),
+    "cost": (_cost, "what fits which device, and how fast it can be there at most"),
     "demo": (_demo, "all of it on a small model, telling what each step shows"),
 }
 

@@ -13,6 +13,7 @@ from mla_export.commands.demo import NEXT
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "SECURITY.md"]
+PAGES = sorted((ROOT / "samples").glob("*.md"))  # their commands are run by test_samples.py
 COMMAND = re.compile(r"^ {4}\$? ?mla-export (?!COMMAND)(.+)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
@@ -62,7 +63,7 @@ def test_the_options_of_most_commands_are_documented_as_they_are():
         assert has == (set(commands) - told if said.startswith("all") else told), option
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES], ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path):
     for target in LINK.findall(path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target

@@ -26,6 +26,9 @@ class _Console(Console):
         raise BrokenPipeError
 
 
+STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red", "skipped": "dim"}  # of verdicts
+
+
 def console() -> Console:
     """Give a console on stdout: at most `WIDTH` columns, no colours that nobody asked for, and no markup.
 

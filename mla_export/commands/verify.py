@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mla_export.commands.tables import console, print_json, table
+from mla_export.commands.tables import STYLES, console, print_json, table
 from mla_export.extras import need
 from mla_export.judge import Budget, Verdict
 from mla_export.verification import Verification
@@ -19,8 +19,6 @@ from mla_export.verification import Verification
 if TYPE_CHECKING:
     from mla_export.quality import Quality
     from mla_export.tally import Figures
-
-STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "bold red", "skipped": "dim"}
 
 
 def run(args: argparse.Namespace) -> int:

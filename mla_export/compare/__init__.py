@@ -1,1 +1,1 @@
-"""Hold bundles on backends against one reference, over a whole decode."""
+"""Hold bundles on backends against one reference, over a whole decode: `agreement.compare`."""

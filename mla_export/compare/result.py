@@ -105,9 +105,12 @@ class OperatorError:
 
 @dataclass(frozen=True, slots=True)
 class Bisection:
-    """The operators of one layer of a side in one run of a graph, in the order in which they are computed."""
+    """The operators of one layer of a side in one run of a graph, in the order in which they are computed.
 
-    layer: int
+    `layer` is None for the head; `first` names the first operator that parts, None where none does by itself.
+    """
+
+    layer: int | None
     phase: Phase
     prompt: int
     position: int

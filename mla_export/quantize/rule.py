@@ -6,8 +6,12 @@ that every token passes and that are a small share of the bytes.
 
 from __future__ import annotations
 
-from mla_export.quantize.blocks import Bits
+from typing import TYPE_CHECKING
+
 from mla_graphs.geometry import Geometry
+
+if TYPE_CHECKING:  # it needs torch, which this rule does without
+    from mla_export.quantize.blocks import Bits
 
 # Norms, biases, the gate and the rotary tables; and W_UK and W_UV, which stand in the graph a head.
 _FLOAT = ("norm.weight", ".bias", "correction_bias", "moe.router.weight", "w_uk", "w_uv")

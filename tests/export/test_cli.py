@@ -285,9 +285,10 @@ def test_verify_against_the_checkpoint(bundle: Path, checkpoint: Path, capsys: p
     assert "passed" in capsys.readouterr().out
 
 
-def test_inspect_works_without_torch(checkpoint: Path, bundle: Path):
+@pytest.mark.parametrize("command", ["inspect", "cost"])
+def test_inspect_and_cost_work_without_torch(command: str, checkpoint: Path, bundle: Path):
     for path in (checkpoint, checkpoint / "config.json", bundle):
-        done = blocked(MAKING | {"onnxruntime"}, "inspect", str(path))
+        done = blocked(MAKING | {"onnxruntime"}, command, str(path))
         assert done.returncode == 0, done.stderr
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from mla_export import cli
+from mla_export import cli, estimate
 from mla_export.cli import main
 from mla_export.commands import bench, demo
 from mla_export.export import DEFAULT_CHUNK
@@ -56,6 +56,10 @@ def test_defaults_in_words_are_those_of_the_code():
     assert f"(default: {bench.PROMPT}," in explained("bench", "--prompt")
     assert f"(default: {bench.STEPS}," in explained("bench", "--steps")
     assert f"0,{bench.DEPTH} (default: those" in explained("bench", "--depths")
+    contexts = ",".join(f"{context // 1024}k" for context in estimate.CONTEXTS)
+    assert f"(default: {contexts}," in explained("cost", "--context")
+    assert f"else {estimate.CHUNK})" in explained("cost", "--chunk")
+    assert portable == estimate.CHUNK
     assert f"(default: {demo.SAMPLE.as_posix()})" in explained("demo", "--checkpoint")
 
 

@@ -36,6 +36,7 @@ def lower(model: ir.Model, target: str, phase: Phase) -> ir.Model:
             builder = Builder(node.attributes["name"].as_string(), constants)
             call = Call(node, [value for value in inputs if value is not None])
             outputs = rules[node.op_type](builder, call)
+            _named_alike(node, outputs, builder.nodes)
             nodes.extend(builder.nodes)
         else:
             outputs = [ir.Value(name=value.name) for value in node.outputs]
@@ -46,6 +47,17 @@ def lower(model: ir.Model, target: str, phase: Phase) -> ir.Model:
             new.shape, new.type = old.shape, old.type
             lowered[old] = new
     return _rebuilt(model, nodes, lowered, constants)
+
+
+def _named_alike(operator: ir.Node, outputs: Iterable[ir.Value], nodes: Iterable[ir.Node]) -> None:
+    """Call an operator's outputs alike in every target, so that graphs can be compared by their values."""
+    made = {value.name: value for node in nodes for value in node.outputs}
+    for old, new in zip(operator.outputs, outputs, strict=True):
+        if new.name not in made:
+            continue  # what went in, as it came
+        if (within := made.get(old.name)) is not None and within is not new:
+            within.name = f"{old.name}.inner"
+        new.name = old.name
 
 
 def _rebuilt(

@@ -24,11 +24,9 @@ def _rotary_rows(b: Builder, call: Call) -> Values:
     positions, *tables = call.inputs
     rows = [
         b.op("Gather", table, positions, axis=0, name=name)
-        for table, name in zip(tables, ("cos", "sin"), strict=True)
+        for table, name in zip(tables, ("cos_row", "sin_row"), strict=True)
     ]
-    return [
-        b.op("Unsqueeze", x, b.ints(1), name=n) for x, n in zip(rows, ("cos_row", "sin_row"), strict=True)
-    ]
+    return [b.op("Unsqueeze", x, b.ints(1), name=n) for x, n in zip(rows, ("cos", "sin"), strict=True)]
 
 
 def rms_norm(b: Builder, call: Call) -> Values:

@@ -1,0 +1,126 @@
+"""What is compared: bundles of one source, each on every backend that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mla_export.compare.result import Side, SideVerdict
+from mla_runtime import backends
+from mla_runtime.backends.base import Backend
+from mla_runtime.bundle import Bundle
+from mla_runtime.errors import BackendError, InputError
+
+TORCH = "torch"  # the checkpoint itself, in float32
+CPU = "ort:cpu"  # where graphs are opened, and where a bundle is the reference
+PLANNED = ("ort:cuda", "tensorrt-rtx", "tensorrt")  # named already, so that a command line stays as it is
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A bundle on a backend; None for the checkpoint in torch. Two jobs are never equal."""
+
+    bundle: Bundle | None
+    backend: str
+    label: str = "checkpoint"
+
+    @property
+    def name(self) -> str:
+        """What a side is called in tables."""
+        return f"{self.label} on {self.backend}"
+
+    @property
+    def held(self) -> Bundle:
+        """Its bundle, which a job of a backend has."""
+        if self.bundle is None:
+            raise ValueError(f"{self.name} has no bundle")
+        return self.bundle
+
+    def load(self) -> Backend:
+        """Load the bundle; raises BackendError where the backend is not there."""
+        if self.bundle is None or self.backend in PLANNED:
+            raise BackendError(f"this version has no backend {self.backend!r}; it has {known()}")
+        return backends.load(self.backend, self.bundle, None)
+
+
+def known() -> str:
+    """Name the backends that there are."""
+    return ", ".join((TORCH, *backends.NAMES))
+
+
+def opened(paths: Sequence[str | Path]) -> list[Bundle]:
+    """Open bundles of one source.
+
+    Raises BundleError for what is no bundle, InputError for none, for one that is given twice, and for
+    bundles that were not made from the same files.
+    """
+    if not paths:
+        raise InputError("no bundles to compare; give at least one")
+    found = [Bundle.open(path) for path in paths]
+    for bundle in found[1:]:
+        if other := differing(found[0].manifest.source, bundle.manifest.source):
+            raise InputError(
+                f"{found[0].path} and {bundle.path} were made from different checkpoints ({other[0]} is "
+                "not the same file); compare bundles of one"
+            )
+    places = [bundle.path.resolve() for bundle in found]
+    for bundle, place in zip(found, places, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{bundle.path} is given twice; give each bundle once")
+    return found
+
+
+def differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Name the files whose hashes differ, or that one of the two lacks."""
+    return sorted(name for name in {*first, *other} if first.get(name) != other.get(name))
+
+
+def jobs(bundles: Sequence[Bundle], names: Sequence[str]) -> list[Job]:
+    """Give the checkpoint in torch, if asked for, then every bundle on every other backend.
+
+    Raises InputError for a name that is no backend's.
+    """
+    for name in names:
+        if name not in (TORCH, *backends.NAMES, *PLANNED):
+            raise InputError(f"no backend {name!r}; known are {known()}, and {', '.join(PLANNED)} to come")
+    chosen = list(dict.fromkeys(names))
+    if not chosen:
+        raise InputError(f"no backends to compare on; known are {known()}")
+    torch = [Job(None, TORCH)] if TORCH in chosen else []
+    labels = zip(bundles, _labels(bundles), strict=True)
+    return torch + [Job(bundle, name, label) for bundle, label in labels for name in chosen if name != TORCH]
+
+
+def _labels(bundles: Sequence[Bundle]) -> list[str]:
+    """Give each bundle's folder name, or its path where two have one name."""
+    names = [bundle.path.resolve().name for bundle in bundles]
+    pairs = zip(bundles, names, strict=True)
+    return [name if names.count(name) == 1 else str(bundle.path) for bundle, name in pairs]
+
+
+def reference_bundle(bundles: Sequence[Bundle]) -> Bundle:
+    """Give the first bundle that is in float32 throughout; raises InputError where there is none."""
+    for bundle in bundles:
+        formats = bundle.manifest.precision
+        if {formats.compute, formats.weights, formats.cache, formats.rope} == {"float32"}:
+            return bundle
+    raise InputError(
+        "none of these bundles is in fp32, so that there is nothing to hold them against; give the "
+        "checkpoint (--checkpoint FOLDER), or a bundle in fp32 beside them"
+    )
+
+
+def without_numbers(job: Job, verdict: SideVerdict, reason: str | None) -> Side:
+    """Give a side that has nothing to show but why."""
+    manifest = None if job.bundle is None else job.bundle.manifest
+    return Side(
+        name=job.name,
+        bundle=None if job.bundle is None else str(job.bundle.path),
+        backend=job.backend,
+        target=None if manifest is None else manifest.target,
+        absorb=None if manifest is None else manifest.absorb,
+        precision="float32" if manifest is None else manifest.precision.words,
+        verdict=verdict,
+        reason=reason,
+    )
