@@ -1,4 +1,4 @@
-"""Exports in which one operator of one layer is broken: its nodes compute something else, all others are right."""
+"""Exports with one operator of one layer broken: it computes something else, and all others are right."""
 
 from __future__ import annotations
 
