@@ -96,6 +96,7 @@ def _bisection(side: Side) -> Iterator[Html]:
         (one.name, one.op_type, error(one.relative), error(one.allowed), "beyond" if one.parted else "")
         for one in found.operators
     ]
-    caption = f"Inside layer {found.layer} of {side.name}, in the {found.phase} graph"
+    inside = "the head" if found.layer is None else f"layer {found.layer}"
+    caption = f"Inside {inside} of {side.name}, in the {found.phase} graph"
     yield table(caption, ("operator", "kind", "error / RMS", "allowed", ""), rows, texts=(0, 1, 4))
     yield element("p", found.found)
