@@ -11,14 +11,15 @@ from mla_export.compare.decode import Decoded, Layers
 from mla_export.compare.held import Held, Rowed
 from mla_export.compare.layers import Seen, layer_errors
 from mla_export.compare.result import Gate, LayerError
-from mla_export.judge import Budget, Judged
+from mla_export.judge import Budget
 from mla_runtime import Model
 from mla_runtime.manifest import Precision as Formats
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
-# What a side may be off, as a share of the reference's size, by its precision. With no checkpoint there is no
-# peer to compute it from: these are wide, and a wrong scale or a swapped half is off by more.
+# What a side's median token may be off, as a share of the reference's size, by its precision. With no checkpoint
+# there is no peer to compute it from, and no telling which tokens are behind a router near tie: these are
+# wide, and a wrong scale or a swapped half is off by more.
 FIXED = {"float32": 1e-4, "float16": 2e-2, "int8 rows": 5e-2, "int8": 1e-1, "int4": 3e-1}
 
 
@@ -37,16 +38,15 @@ def hold(
     held = []
     for (formats, decoded), own in zip(sides, rowed.own, strict=True):
         name, share = fixed_share(formats)
-        judges: Judged = "median" if is_quantised(formats) else "rms"
         words = f"{share:g} of the logits' RMS, the gate for {name}"
-        budget = Budget(1.0, float("inf"), share * size, judges, words)
+        budget = Budget(1.0, float("inf"), share * size, "median", words)
         gate = Gate("fixed", 1.0, float("inf"), share * size, words)
-        layers = _layers(reference, decoded, rowed, share, is_quantised(formats))
+        layers = _layers(reference, decoded, rowed, share)
         held.append(Held(gate, budget, logits[:count], none, [logits[i] for i in own], none, layers))
     return held
 
 
-def _layers(reference: Decoded, side: Decoded, rowed: Rowed, share: float, median: bool) -> list[LayerError]:
+def _layers(reference: Decoded, side: Decoded, rowed: Rowed, share: float) -> list[LayerError]:
     lengths = [len(prompt) for prompt in rowed.prompts]
     ties = [np.zeros(len(row), dtype=bool) for row in rowed.rows[: len(lengths)]]
     found: list[LayerError] = []
@@ -55,7 +55,7 @@ def _layers(reference: Decoded, side: Decoded, rowed: Rowed, share: float, media
             continue
         for layer in range(len(want[0])):
             seen = Seen(layer, kind, lengths, _of(want, layer), _of(got, layer))
-            found += layer_errors(seen, ties, median=median, allowed=share, factor=1.0)
+            found += layer_errors(seen, ties, median=True, allowed=share, factor=1.0)
     return found
 
 
@@ -75,8 +75,3 @@ def _forced(model: Model, prompt: Sequence[int], tokens: Sequence[int]) -> Array
         logits = [session.prefill([prompt])[0].copy()]
         logits += [session.step([token])[0].copy() for token in tokens]
     return np.stack(logits)
-
-
-def is_quantised(formats: Formats) -> bool:
-    """Whether rows or weights are of 8 bits or less."""
-    return formats.weights in ("int8", "int4") or formats.cache in ("int8", "uint8")
