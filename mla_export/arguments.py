@@ -162,25 +162,7 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folders of bundles of one checkpoint")
-    parser.add_argument(
-        "--backends",
-        type=names,
-        metavar="NAMES",
-        help="what runs them, like torch,ort:cpu; torch is the checkpoint in float32 itself (default: "
-        "ort:cpu, and torch with a checkpoint)",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="FOLDER",
-        help="the reference: what the bundles were made from (default: the first bundle in fp32)",
-    )
-    said = parser.add_mutually_exclusive_group()
-    said.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help="a prompt a line, or JSON of texts and rows of token ids (default: a few of its own)",
-    )
-    said.add_argument("--text", metavar="FILE", help="text in UTF-8 whose own tokens are forced")
+    _sides(parser)
     parser.add_argument(
         "--steps",
         type=COUNT,
@@ -307,6 +289,30 @@ def _compare_attention(parser: argparse.ArgumentParser) -> None:
     _threads(parser)
 
 
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundles", nargs="*", metavar="BUNDLE", help="folders of bundles of one checkpoint (default: --from)"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the page to write, like report.html")
+    parser.add_argument(
+        "--from",
+        dest="results",
+        nargs="+",
+        metavar="JSON",
+        help="draw what --json of compare, bench and inspect gave, here or elsewhere (default: measure now)",
+    )
+    _sides(parser)
+    parser.add_argument(
+        "--steps", type=COUNT, metavar="N", help="tokens to decode after each prompt (default: 64)"
+    )
+    parser.add_argument(
+        "--depths",
+        type=integers,
+        help="tokens in the cache where speed is measured (default: 0,512,2048, as far as they fit)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a file that is already there")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FOLDER", help="checkpoint to show (default: samples/tiny-mla)"
@@ -314,6 +320,29 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", metavar="FOLDER", help="keep the bundles here (default: they are removed at the end)"
     )
+
+
+def _sides(parser: argparse.ArgumentParser) -> None:
+    """Add what says which sides are compared, with what, on which tokens."""
+    parser.add_argument(
+        "--backends",
+        type=names,
+        metavar="NAMES",
+        help="what runs them, like torch,ort:cpu; torch is the checkpoint in float32 itself (default: "
+        "ort:cpu, and torch with a checkpoint)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="the reference: what the bundles were made from (default: the first bundle in fp32)",
+    )
+    said = parser.add_mutually_exclusive_group()
+    said.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a prompt a line, or JSON of texts and rows of token ids (default: a few of its own)",
+    )
+    said.add_argument("--text", metavar="FILE", help="text in UTF-8 whose own tokens are forced")
 
 
 def _backend(parser: argparse.ArgumentParser) -> None:
@@ -333,5 +362,6 @@ COMMANDS = {
     "bench": (_bench, "measure tokens a second, memory and cache bytes of a bundle"),
     "cost": (_cost, "what fits which device, and how fast it can be there at most"),
     "compare-attention": (_compare_attention, "measure MHA, GQA, MQA and MLA side by side at equal width"),
+    "report": (_report, "write a comparison, speed, memory and cache bytes as one HTML page"),
     "demo": (_demo, "all of it on a small model, telling what each step shows"),
 }

@@ -19,20 +19,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (7.2, 3.6)  # inches of 72 points: 691 pixels across
+LEGEND_ROW = 0.19  # inches that a row of the legend takes; two have room in SIZE
 FONT = 9.0  # points: 12 pixels
-CHARACTERS = 95  # that fit across at this size, in matplotlib's wide font
+CHARACTERS = 100  # that fit across at this size, in matplotlib's wide font
 # what XML has no place for, and what breaks a line
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an axis shows. `ticks` are the only ones where given; `write` writes a number beside its tick."""
+    """What an axis shows. `ticks` are the only ones where given; `write` writes a number beside its tick.
+
+    `from_zero` begins it at 0; `whole` has ticks at whole numbers only.
+    """
 
     label: str
     log: bool = False
     ticks: Sequence[float] | None = None
     write: Callable[[float], str] | None = None
+    from_zero: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ def canvas(x: Axis, y: Axis) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _scale(side: Any, set_scale: Callable[[str], None], axis: Axis) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
     side.set_label_text(printable(axis.label))
     write = axis.write or (powers if axis.log else short)
@@ -109,6 +115,8 @@ def _scale(side: Any, set_scale: Callable[[str], None], axis: Axis) -> None:
     if axis.ticks is not None:
         side.set_major_locator(FixedLocator(list(axis.ticks)))
         side.set_minor_locator(NullLocator())
+    elif axis.whole:
+        side.set_major_locator(MaxNLocator(integer=True))
     side.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
 
 
@@ -137,6 +145,8 @@ def draw_legend(figure: Figure, axes: Axes, title: str) -> None:
         axes.set_title(printable(title, 90), loc="left", pad=10, fontdict=heading)
         return
     across = max(1, CHARACTERS // (max(map(len, labels)) + 8))
+    rows = -(-len(labels) // across)
+    figure.set_size_inches(SIZE[0], SIZE[1] + LEGEND_ROW * max(0, rows - 2))
     legend = figure.legend(
         handles,
         labels,

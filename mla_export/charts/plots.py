@@ -25,6 +25,7 @@ from mla_export.charts.svg import Chart
 MARKERS = "os^Dv*Pd"
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 HATCHES = ("", "///", "...", "xxx", "---", "\\\\\\", "ooo")
+FEWEST = 4  # categories that bars leave room for
 MARKED = 12  # points of a line that carry its marker
 
 
@@ -67,6 +68,8 @@ def lines(
                 markevery=max(1, len(points) // MARKED),
                 label=printable(one.name if points else f"{one.name} ({_nothing(one)})"),
             )
+        if y.from_zero:
+            axes.set_ylim(bottom=0)
         draw_limits(axes, limits)
         draw_legend(figure, axes, title)
         described = f"{y.label} by {x.label}. " + " ".join(
@@ -88,6 +91,7 @@ def bars(
     if not any(finite(value) for group in groups for value in group.values):
         raise ValueError(f"chart {name}: there is no bar to draw")
     width = 0.8 / len(groups)
+    room = max(0, FEWEST - len(categories)) / 2  # few bars stay slim
     write = y.write or short
     with canvas(Axis("", ticks=range(len(categories))), y) as (figure, axes):
         for number, group in enumerate(groups):
@@ -107,6 +111,7 @@ def bars(
         axes.set_xticks(range(len(categories)), [fill(printable(one), across) for one in categories])
         axes.grid(visible=False, axis="x")
         axes.margins(y=0.12)
+        axes.set_xlim(-0.5 - room, len(categories) - 0.5 + room)
         draw_limits(axes, limits)
         draw_legend(figure, axes, title)
         described = f"{y.label}. " + " ".join(

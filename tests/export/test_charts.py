@@ -143,6 +143,15 @@ def test_colours_and_forms_tell_series_apart():
     assert len(marks) >= 7
 
 
+def test_a_long_legend_takes_nothing_from_the_plot():
+    def height(names: list[str]) -> float:
+        series = [Series(name, [0, 1], [0, 1]) for name in names]
+        return float(ET.fromstring(lines("a", "t", series, Axis("x"), Axis("y")).standalone()).get("height"))
+
+    few, many = (height([f"{i}: {'a long name ' * 4}" for i in range(count)]) for count in (2, 12))
+    assert many - few > 10 * 12  # pixels of so many more rows
+
+
 def test_no_mark_is_left_in_a_picture():
     for draw in ALL:
         assert "#0000" not in draw().standalone()

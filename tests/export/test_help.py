@@ -7,9 +7,10 @@ from importlib.metadata import version
 
 import pytest
 
-from mla_export import cli, estimate
+from mla_export import cli, estimate, report
 from mla_export.cli import main
 from mla_export.commands import bench, demo
+from mla_export.commands import report as report_command
 from mla_export.export import DEFAULT_CHUNK
 from mla_export.plan import GROUPS
 
@@ -60,6 +61,8 @@ def test_defaults_in_words_are_those_of_the_code():
     assert f"(default: {contexts}," in explained("cost", "--context")
     assert f"else {estimate.CHUNK})" in explained("cost", "--chunk")
     assert portable == estimate.CHUNK
+    assert f"(default: {report_command.STEPS})" in explained("report", "--steps")
+    assert f"(default: {','.join(map(str, report.DEPTHS))}, as far" in explained("report", "--depths")
     assert f"(default: {demo.SAMPLE.as_posix()})" in explained("demo", "--checkpoint")
 
 
