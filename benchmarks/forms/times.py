@@ -1,0 +1,93 @@
+"""How long a step takes in each form of attention, side by side: one token a form in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from forms import shapes
+
+import mla_runtime
+from mla_export.export import export
+from mla_graphs.geometry import Absorb
+
+FORMS: tuple[Absorb, ...] = ("factored", "merged", "expanded")
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "fp32": {"target": "portable"},
+    "int8": {"target": "ort-cpu", "weights": "int8"},
+    "int4": {"target": "ort-cpu", "weights": "int4"},
+}
+DEPTHS = (0, 2048, 8192)
+_CONTEXT = 8192 + 128
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """A step of one form behind `depth` rows: the median in ms, and over that of the factored form."""
+
+    shape: str
+    weights: str
+    form: Absorb
+    depth: int
+    weights_bytes: int
+    row_bytes: int
+    step_ms: float
+    over_factored: float
+
+
+def bundle(folder: Path, shape: str, weights: str, form: Absorb) -> Path:
+    """Give a bundle of random weights, made once in `folder`."""
+    out = folder / f"{shape}.{weights}.{form}"
+    if not out.exists():
+        source = shapes.checkpoint(folder, shape)
+        export(source, out, absorb=form, max_context=_CONTEXT, **WEIGHTS[weights])
+        mla_runtime.open(out).close()  # hashed here, and not where times are taken
+    return out
+
+
+def prepare(folder: Path) -> None:
+    """Make all bundles."""
+    for shape in shapes.SHAPES:
+        for weights in WEIGHTS:
+            for form in FORMS:
+                bundle(folder, shape, weights, form)
+
+
+def measure(folder: Path, threads: int, rounds: int) -> Iterator[Time]:
+    """Time the bundles that `prepare` made: `rounds` steps of each form at each depth, after one more."""
+    for shape in shapes.SHAPES:
+        for weights in WEIGHTS:
+            with ExitStack() as stack:
+                models = [
+                    stack.enter_context(
+                        mla_runtime.open(bundle(folder, shape, weights, form), threads=threads)
+                    )
+                    for form in FORMS
+                ]
+                for depth in DEPTHS:
+                    yield from _at(depth, models, shape, weights, rounds)
+
+
+def _at(
+    depth: int, models: Sequence[mla_runtime.Model], shape: str, weights: str, rounds: int
+) -> Iterator[Time]:
+    taken: list[list[float]] = [[] for _ in models]
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(model.session(max_context=depth + rounds + 2)) for model in models]
+        for session in sessions:
+            session.fill(max(depth, 1))
+        for token in range(rounds + 1):
+            for session, times in zip(sessions, taken, strict=True):
+                start = time.perf_counter()
+                session.step([token])
+                times.append(time.perf_counter() - start)
+    medians = [1e3 * median(times[1:]) for times in taken]
+    for form, model, found in zip(FORMS, models, medians, strict=True):
+        size = (model.bundle.path / "weights.data").stat().st_size
+        row = sum(tensor.row_bytes for tensor in model.bundle.cache)
+        yield Time(shape, weights, form, depth, size, row, found, found / medians[0])
