@@ -61,11 +61,7 @@ class Yardstick:
         rows = np.concatenate(
             [np.sqrt(np.square(found.logits[at] - self._want.logits[at]).mean(-1)) for at in self._parts()]
         )
-        kl, same = [], []
-        for at in self._parts():
-            got, want = log_softmax(found.logits[at]), log_softmax(self._want.logits[at])
-            kl.append((np.exp(want) * (want - got)).sum(-1))
-            same.append(got.argmax(-1) == want.argmax(-1))
+        same = [found.logits[at].argmax(-1) == self._want.logits[at].argmax(-1) for at in self._parts()]
         moved = None
         if found.experts:
             pairs = [(found.experts[layer], want) for layer, want in self._want.experts.items()]
@@ -74,11 +70,19 @@ class Yardstick:
             rms=_rms(rows) / self._size,
             median=float(np.median(rows)) / self._size,
             worst=float(rows.max()) / self._size,
-            kl=float(np.concatenate(kl).mean()),
+            kl=float(self.kl(found).mean()),
             same_top=float(np.concatenate(same).mean()),
             rerouted=None if moved is None else float(moved.mean()),
             rms_of_others=None if moved is None else _rms(rows[~moved]) / self._size,
         )
+
+    def kl(self, found: Found) -> Array:
+        """Give KL(float64 || found) of each token, in nats: [n]."""
+        parts = []
+        for at in self._parts():
+            got, want = log_softmax(found.logits[at]), log_softmax(self._want.logits[at])
+            parts.append((np.exp(want) * (want - got)).sum(-1))
+        return np.concatenate(parts)
 
     def _parts(self) -> list[slice]:
         return [slice(start, start + _ROWS) for start in range(0, len(self._want.logits), _ROWS)]

@@ -15,6 +15,7 @@ from forms.errors import Error, Found, Yardstick
 
 from mla_export.checkpoint import Checkpoint
 from mla_export.export import export
+from mla_export.paired import Difference, paired_bootstrap
 from mla_export.quality import text_windows
 from mla_export.reference import Lane, Reference
 from mla_export.rounding import Rounded, counterpart
@@ -33,14 +34,18 @@ LIMIT = float(np.finfo(np.float16).max)
 LAYERS = "layers"  # as a form: Hugging Face's
 _LAYER = re.compile(r"^layers\.\d+\.")
 ALONE = "int4, nothing else"
-# which of attention's matrices are rounded to int4, and nothing else, by the form
-ROUNDED: tuple[tuple[str, Absorb, tuple[str, ...]], ...] = (
-    ("W_UQ", "factored", ("q_up.weight",)),
-    ("W_UQ and W_UK", "factored", ("q_up.weight", "w_uk")),
-    ("W_UQ·W_UK", "merged", ("q_up.weight",)),
-    ("W_O", "factored", ("o_proj.weight",)),
-    ("W_UV and W_O", "factored", ("o_proj.weight", "w_uv")),
-    ("W_UV·W_O", "merged", ("o_proj.weight",)),
+# what of attention is rounded to int4, and nothing else, by the form; the first of each as it is exported
+ROUNDED: tuple[tuple[tuple[str, Absorb, tuple[str, ...]], ...], ...] = (
+    (
+        ("W_UQ", "factored", ("q_up.weight",)),
+        ("W_UQ and W_UK", "factored", ("q_up.weight", "w_uk")),
+        ("W_UQ·W_UK", "merged", ("q_up.weight",)),
+    ),
+    (
+        ("W_O", "factored", ("o_proj.weight",)),
+        ("W_UV and W_O", "factored", ("o_proj.weight", "w_uv")),
+        ("W_UV·W_O", "merged", ("o_proj.weight",)),
+    ),
 )
 
 
@@ -59,6 +64,7 @@ class Row:
 
     `over_expanded`: RMS error over that of the expanded form, computed alike; `over_layers`: over that of
     Hugging Face's layers in the same precision. `largest` is of float16 only.
+    `over_one_factor`: by how much more mean KL a product or both factors in int4 cost than one factor.
     """
 
     model: str
@@ -69,6 +75,7 @@ class Row:
     over_expanded: float | None
     over_layers: float | None
     largest: list[Largest]
+    over_one_factor: Difference | None = None
 
 
 def of_text(
@@ -124,9 +131,14 @@ def _halves(model: str, forms: Mapping[Absorb, Emulated], yardstick: Yardstick) 
 
 
 def _rounded_alone(model: str, forms: Mapping[Absorb, Emulated], yardstick: Yardstick) -> Iterator[Row]:
-    for name, form, parameters in ROUNDED:
-        found = forms[form].run(yardstick.windows, "step", "float32", parameters)
-        yield Row(model, ALONE, form, name, yardstick.error(found), None, None, [])
+    for matrices in ROUNDED:
+        first = None
+        for name, form, parameters in matrices:
+            found = forms[form].run(yardstick.windows, "step", "float32", parameters)
+            kl = yardstick.kl(found)
+            beside = None if first is None else paired_bootstrap(kl, first)
+            first = kl if first is None else first
+            yield Row(model, ALONE, form, name, yardstick.error(found), None, None, [], beside)
 
 
 def _rows(

@@ -61,8 +61,13 @@ def _random(rows: Sequence[Row]) -> str:
 
 
 def _alone(rows: Sequence[Row]) -> str:
-    lines = [[row.graph, *_spread(row), f"{row.error.kl:.1e}", f"{row.error.same_top:.2%}"] for row in rows]
-    return _table(("in int4", "RMS", "median row", "worst row", "mean KL", "same top-1"), lines, 1)
+    lines = []
+    for row in rows:
+        found = row.over_one_factor
+        beside = "" if found is None else f"{found.mean:+.1e} ({found.low:+.1e} … {found.high:+.1e})"
+        lines.append([row.graph, *_spread(row), f"{row.error.kl:.1e}", beside, f"{row.error.same_top:.2%}"])
+    errors = ("RMS", "median row", "worst row", "mean KL", "more than one factor (95 %)", "same top-1")
+    return _table(("in int4", *errors), lines, 1)
 
 
 def _products(products: Sequence[Product]) -> str:
