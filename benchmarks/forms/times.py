@@ -13,6 +13,7 @@ from typing import Any
 from forms import shapes
 
 import mla_runtime
+from mla_export import progress
 from mla_export.export import export
 from mla_graphs.geometry import Absorb
 
@@ -60,17 +61,15 @@ def prepare(folder: Path) -> None:
 
 def measure(folder: Path, threads: int, rounds: int) -> Iterator[Time]:
     """Time the bundles that `prepare` made: `rounds` steps of each form at each depth, after one more."""
-    for shape in shapes.SHAPES:
-        for weights in WEIGHTS:
+    cases = [(shape, weights) for shape in shapes.SHAPES for weights in WEIGHTS]
+    with progress.task("steps", len(cases) * len(DEPTHS)) as advance:
+        for shape, weights in cases:
             with ExitStack() as stack:
-                models = [
-                    stack.enter_context(
-                        mla_runtime.open(bundle(folder, shape, weights, form), threads=threads)
-                    )
-                    for form in FORMS
-                ]
+                paths = [bundle(folder, shape, weights, form) for form in FORMS]
+                models = [stack.enter_context(mla_runtime.open(path, threads=threads)) for path in paths]
                 for depth in DEPTHS:
                     yield from _at(depth, models, shape, weights, rounds)
+                    advance(1)
 
 
 def _at(
