@@ -8,10 +8,11 @@ Errors are those of logits against Hugging Face's layers in float64, over held-o
 prompts and as it decodes token by token. fp16 and bf16 are emulated, each result rounded
 (`mla_export.operators`), in the prompt's graph and in the step's, which attends in the latent space to all
 tokens; their largest values are held against float16's limit. The same is done with random weights in
-published shapes. Times are of steps with these shapes on ONNX Runtime's CPU provider, which computes fp16 in
-fp32: there are none of 16 bits. FOLDER keeps checkpoints and bundles, 18 GB (default: a temporary one).
-Results are printed, and put into benchmarks/results/absorbed-forms.json with --record. Ends with 1 where an
-absorbed form in 16 bits has more than twice the RMS error of the expanded one or of Hugging Face's layers.
+published shapes. Times are of steps with these shapes on one thread of ONNX Runtime's CPU provider, which
+computes fp16 in fp32: there are none of 16 bits. FOLDER keeps checkpoints and bundles, 10 GB (default: a
+temporary one). Results are printed, and put into benchmarks/results/absorbed-forms.json with --record. Ends
+with 1 where an absorbed form in 16 bits has more than twice the RMS error of the expanded one or of Hugging
+Face's layers.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=4096, help="of the text, in windows of 2,048")
     parser.add_argument("--random-tokens", type=int, default=512, help="for random weights")
     parser.add_argument("--rounds", type=int, default=12, help="steps of each form at each depth")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="where errors are taken; times are of one")
     parser.add_argument("--record", metavar="MACHINE", help="write the record; says in words what ran it")
     args = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
@@ -66,7 +67,7 @@ def main() -> int:
         if args.part in (None, "prepare", "times"):
             times.prepare(folder)
         if args.part in (None, "times"):
-            found["times"] = {"rows": list(times.measure(folder, args.threads, args.rounds))}
+            found["times"] = {"rows": list(times.measure(folder, args.rounds))}
             print(tables.of_times(found["times"]["rows"]))
     if args.record:
         write(found, args.record)

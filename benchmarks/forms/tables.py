@@ -34,7 +34,7 @@ def of_times(rows: Sequence[Time]) -> str:
             ratios = [f"{forms[form].over_factored:.2f}" for form in FORMS[1:]]
             sizes = " / ".join(f"{forms[form].weights_bytes / 1e6:,.0f}" for form in FORMS)
             lines.append(
-                [row.shape, row.weights, f"{row.depth:,}", f"{row.step_ms_best:.1f}", *ratios, sizes]
+                [row.shape, row.weights, f"{row.depth:,}", f"{row.step_ms_median:.1f}", *ratios, sizes]
             )
     return _table(("shape", "weights", "depth", "factored ms", "merged", "expanded", "weights MB"), lines, 2)
 

@@ -1,4 +1,8 @@
-"""How long a step takes in each form of attention, side by side: one token a form in turn."""
+"""How long a step takes in each form of attention, side by side: one token a form in turn.
+
+On one thread, and in that thread's processor time, which other work on the machine disturbs much less than
+what a clock shows.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +33,9 @@ _CONTEXT = 8192 + 128
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """A step of one form behind `depth` rows: the median and the best in ms, and the best over factored's.
+    """A step of one form behind `depth` rows: the median and the best in ms of one thread's processor time.
 
-    What disturbs a step makes it slower, and the best of many is the least disturbed.
+    `over_factored` is of the medians.
     """
 
     shape: str
@@ -63,14 +67,14 @@ def prepare(folder: Path) -> None:
                 bundle(folder, shape, weights, form)
 
 
-def measure(folder: Path, threads: int, rounds: int) -> Iterator[Time]:
+def measure(folder: Path, rounds: int) -> Iterator[Time]:
     """Time the bundles that `prepare` made: `rounds` steps of each form at each depth, after one more."""
     cases = [(shape, weights) for shape in shapes.SHAPES for weights in WEIGHTS]
     with progress.task("steps", len(cases) * len(DEPTHS)) as advance:
         for shape, weights in cases:
             with ExitStack() as stack:
                 paths = [bundle(folder, shape, weights, form) for form in FORMS]
-                models = [stack.enter_context(mla_runtime.open(path, threads=threads)) for path in paths]
+                models = [stack.enter_context(mla_runtime.open(path, threads=1)) for path in paths]
                 for depth in DEPTHS:
                     yield from _at(depth, models, shape, weights, rounds)
                     advance(1)
@@ -86,13 +90,11 @@ def _at(
             session.fill(max(depth, 1))
         for token in range(rounds + 1):
             for session, times in zip(sessions, taken, strict=True):
-                start = time.perf_counter()
+                start = time.thread_time()
                 session.step([token])
-                times.append(time.perf_counter() - start)
-    best = 1e3 * min(taken[0][1:])
-    for form, model, times in zip(FORMS, models, taken, strict=True):
+                times.append(1e3 * (time.thread_time() - start))
+    medians = [median(times[1:]) for times in taken]
+    for form, model, times, found in zip(FORMS, models, taken, medians, strict=True):
         size = (model.bundle.path / "weights.data").stat().st_size
         row = sum(tensor.row_bytes for tensor in model.bundle.cache)
-        quickest = 1e3 * min(times[1:])
-        between = 1e3 * median(times[1:])
-        yield Time(shape, weights, form, depth, size, row, between, quickest, quickest / best)
+        yield Time(shape, weights, form, depth, size, row, found, min(times[1:]), found / medians[0])
