@@ -53,10 +53,11 @@ def main() -> int:
     parser.add_argument("--text", type=Path, default=SAMPLE / "held_out.txt")
     parser.add_argument("--tokens", type=int, default=4096, help="of the text, in windows of 2,048")
     parser.add_argument("--random-tokens", type=int, default=512, help="for random weights")
-    parser.add_argument("--rounds", type=int, default=12, help="steps of each form at each depth")
+    parser.add_argument("--rounds", type=int, default=8, help="steps of each form at each depth")
     parser.add_argument("--threads", type=int, default=2, help="where errors are taken; times are of one")
     parser.add_argument("--record", metavar="MACHINE", help="write the record; says in words what ran it")
     args = parser.parse_args()
+    at = commit() if args.record else ""
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary, reporting():
         folder = args.folder or Path(temporary)
@@ -70,7 +71,7 @@ def main() -> int:
             found["times"] = {"rows": list(times.measure(folder, args.rounds))}
             print(tables.of_times(found["times"]["rows"]))
     if args.record:
-        write(found, args.record)
+        write(found, args.record, at)
     return 1 if list(broken(found)) else 0
 
 
@@ -86,15 +87,19 @@ def broken(found: dict[str, dict[str, Any]]) -> Iterator[lanes.Row]:
             yield row
 
 
-def write(found: dict[str, dict[str, Any]], machine: str) -> None:
+def commit() -> str:
+    """Give the commit that is checked out."""
+    git = [shutil.which("git") or "git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def write(found: dict[str, dict[str, Any]], machine: str, at: str) -> None:
     """Put the parts that were run into the record, beside what it has of the others."""
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    git = [shutil.which("git") or "git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     for part, content in found.items():
         lists = {name: [asdict(entry) for entry in entries] for name, entries in content.items()}
-        command = " ".join(["python benchmarks/absorbed_forms.py FOLDER --part", part])
-        record[part] = {"machine": machine, "command": command, "commit": commit, **lists}
+        command = f"python benchmarks/absorbed_forms.py FOLDER --part {part}"
+        record[part] = {"machine": machine, "command": command, "commit": at, **lists}
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
