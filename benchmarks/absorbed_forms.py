@@ -1,6 +1,6 @@
 """Which form of attention to export: error and time of factored, merged and expanded in every precision.
 
-    python benchmarks/absorbed_forms.py [FOLDER]                  # both parts; about ten minutes on two cores
+    python benchmarks/absorbed_forms.py [FOLDER]                  # both parts; a quarter of an hour of a core
     python benchmarks/absorbed_forms.py FOLDER --part errors      # or times, or prepare: what times needs
 
 Errors are those of logits against Hugging Face's layers in float64, over held-out text of samples/tiny-mla
@@ -71,7 +71,7 @@ def main() -> int:
             found["times"] = {"rows": list(times.measure(folder, args.rounds))}
             print(tables.of_times(found["times"]["rows"]))
     if args.record:
-        write(found, args.record, at)
+        write(found, args, at)
     return 1 if list(broken(found)) else 0
 
 
@@ -93,13 +93,17 @@ def commit() -> str:
     return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def write(found: dict[str, dict[str, Any]], machine: str, at: str) -> None:
+def write(found: dict[str, dict[str, Any]], args: argparse.Namespace, at: str) -> None:
     """Put the parts that were run into the record, beside what it has of the others."""
+    options = {
+        "errors": f"--tokens {args.tokens} --random-tokens {args.random_tokens} --threads {args.threads}",
+        "times": f"--rounds {args.rounds}",
+    }
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     for part, content in found.items():
         lists = {name: [asdict(entry) for entry in entries] for name, entries in content.items()}
-        command = f"python benchmarks/absorbed_forms.py FOLDER --part {part}"
-        record[part] = {"machine": machine, "command": command, "commit": at, **lists}
+        command = f"python benchmarks/absorbed_forms.py FOLDER --part {part} {options[part]}"
+        record[part] = {"machine": args.record, "command": command, "commit": at, **lists}
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
