@@ -73,7 +73,7 @@ def compare(
     for job in todo:
         if job.backend != TORCH and job is not reference:
             runs.run(job)
-    plan, forced = runs.settled()
+    plan, forced = runs.settled(beside=reference)
     rowed = Rowed.of(plan.prompts, forced, list(runs.decoded.values()))
     torch = next((job for job in todo if job.backend == TORCH), Job(None, TORCH))
     if reference is not None:
@@ -102,6 +102,11 @@ def _reference(bundle: Bundle, todo: Sequence[Job], runs: Runs) -> Job:
     """Decode with the reference first; raises what keeps it from that."""
     among = [job for job in todo if job.bundle is bundle and job.backend == CPU]
     job = among[0] if among else Job(bundle, CPU, bundle.path.resolve().name)
+    if all(other is job for other in todo):
+        raise InputError(
+            f"{job.name} is all there is, and it is the reference; give the checkpoint it was made from "
+            "(--checkpoint FOLDER), another bundle of it, or another backend"
+        )
     runs.run(job)
     if job in runs.ended:
         raise BackendError(f"the reference cannot be run: {runs.ended[job].reason}")

@@ -48,9 +48,10 @@ class Runs:
         self._open(job, decoded)
         self.decoded[job] = decoded
 
-    def settled(self) -> tuple[Script, Sequence[Sequence[int]]]:
-        """Give what was decoded; raises BackendError where no side was."""
-        if self.script is None or self.forced is None:
+    def settled(self, beside: Job | None) -> tuple[Script, Sequence[Sequence[int]]]:
+        """Give what was decoded; raises BackendError where no side was begun but the reference `beside` them."""
+        begun = (self.decoded.keys() - {beside}) or any(end.verdict == "fail" for end in self.ended.values())
+        if self.script is None or self.forced is None or not begun:
             reasons = "; ".join(f"{job.name}: {side.reason}" for job, side in self.ended.items())
             raise BackendError(f"no side could be run ({reasons or 'only torch was asked for'})")
         return self.script, self.forced

@@ -114,6 +114,13 @@ BREAKS = {
 }
 
 
+def test_a_reference_alone_is_no_comparison(made):
+    with pytest.raises(InputError, match=r"f32 on ort:cpu is all there is.*--checkpoint"):
+        against(None, made("f32"))
+    with pytest.raises(BackendError, match=r"no side could be run.*tensorrt-rtx"):
+        against(None, made("f32"), backends=["tensorrt-rtx", "ort:cpu"])
+
+
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_broken_operator_is_named_with_its_layer(name, checkpoint, tmp_path):
     with quick_tracing(), broken("portable", name, BREAKS[name]):
@@ -284,12 +291,12 @@ def test_a_text_forces_its_own_tokens(tmp_path):
         bundle = export(sample, tmp_path / "b", max_context=256)
     text = tmp_path / "text.txt"
     text.write_text((sample / "held_out.txt").read_text(encoding="utf-8")[:20000], encoding="utf-8")
-    found = against(None, bundle, text=text, steps=4)
+    found = against(sample, bundle, text=text, steps=4, backends=["ort:cpu"])
     assert found.prompts == (64,) * 8
     assert "8 pieces" in found.forced
     text.write_text("too short")
     with pytest.raises(InputError, match="a piece takes 68"):
-        against(None, bundle, text=text, steps=4)
+        against(sample, bundle, text=text, steps=4)
 
 
 def test_json_is_for_programs_and_the_exit_code_tells(made, checkpoint, tmp_path, capsys):
