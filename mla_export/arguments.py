@@ -39,7 +39,7 @@ def contexts(text: str) -> list[int]:
     """Parse `4k,32k,1000`: tokens, k being 1024 of them (an argparse type)."""
     found = [re.fullmatch(r"([1-9]\d{0,9})(k?)", part.strip().lower()) for part in text.split(",")]
     if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of contexts like 4k,32k,1000")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers of tokens like 4k,32k,1000")
     return [int(match[1]) * (1024 if match[2] else 1) for match in found if match]
 
 
@@ -160,11 +160,6 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     _backend(parser)
 
 
-def words(text: str) -> list[str]:
-    """Parse `a,b,c` (an argparse type)."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folders of bundles of one checkpoint")
     _sides(parser)
@@ -264,6 +259,36 @@ def _cost(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _compare_attention(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--like",
+        metavar="MODEL",
+        help="take the width of this checkpoint, config.json or bundle (default: DeepSeek-V2-Lite's)",
+    )
+    parser.add_argument(
+        "--depths",
+        type=contexts,
+        default="1k,4k,16k",
+        metavar="LIST",
+        help="tokens in the cache, like 1k,4k,16k (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="measure the error of int8 rows on this text too, in every layer of the checkpoint MODEL "
+        "(default: on random rows only)",
+    )
+    parser.add_argument("--svg", metavar="FILE", help="write the plot of step times here (default: none)")
+    parser.add_argument(
+        "--backends",
+        type=names,
+        default="ort:cpu",
+        metavar="NAMES",
+        help="what runs the graphs, like ort:cpu (default: %(default)s)",
+    )
+    _threads(parser)
+
+
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundles", nargs="*", metavar="BUNDLE", help="folders of bundles of one checkpoint (default: --from)"
@@ -301,7 +326,7 @@ def _sides(parser: argparse.ArgumentParser) -> None:
     """Add what says which sides are compared, with what, on which tokens."""
     parser.add_argument(
         "--backends",
-        type=words,
+        type=names,
         metavar="NAMES",
         help="what runs them, like torch,ort:cpu; torch is the checkpoint in float32 itself (default: "
         "ort:cpu, and torch with a checkpoint)",
@@ -336,6 +361,7 @@ COMMANDS = {
     "run": (_run, "decode text with a bundle"),
     "bench": (_bench, "measure tokens a second, memory and cache bytes of a bundle"),
     "cost": (_cost, "what fits which device, and how fast it can be there at most"),
+    "compare-attention": (_compare_attention, "measure MHA, GQA, MQA and MLA side by side at equal width"),
     "report": (_report, "write a comparison, speed, memory and cache bytes as one HTML page"),
     "demo": (_demo, "all of it on a small model, telling what each step shows"),
 }

@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mla_export.progress import reporting
 
             with reporting(quiet=args.quiet):
-                code: int = importlib.import_module(f"mla_export.commands.{args.command}").run(args)
+                module = f"mla_export.commands.{args.command.replace('-', '_')}"
+                code: int = importlib.import_module(module).run(args)
     except MlaError as error:
         return _fail(f"{error}", _code_of(error))
     except ModuleNotFoundError as error:

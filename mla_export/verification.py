@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mla_export.compare.result import plain
 from mla_export.judge import Budget, Comparison, Greedy, Verdict
+from mla_export.plain import plain
 
 if TYPE_CHECKING:
     from mla_export.quality import Quality

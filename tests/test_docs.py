@@ -45,7 +45,7 @@ def test_every_option_is_documented_where_its_command_is():
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     commands = cli.build_parser()._subparsers._group_actions[0].choices
     everywhere = {"--help", "--json", "--quiet", "--backend", "--threads"}
-    sections = dict(re.findall(r"^## (\w+)\n(.+?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^## ([\w-]+)\n(.+?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     for name, command in commands.items():
         for option in {o for action in command._actions for o in action.option_strings if o[:2] == "--"}:
             where = text if option in everywhere else sections[name]
@@ -59,7 +59,7 @@ def test_the_options_of_most_commands_are_documented_as_they_are():
     assert set(rows) == {"--json", "--quiet", "--backend", "--threads"}
     for option, said in rows.items():
         has = {name for name, command in commands.items() if option in command._option_string_actions}
-        told = set(re.findall(r"`(\w+)`", said))
+        told = set(re.findall(r"`([\w-]+)`", said))
         assert has == (set(commands) - told if said.startswith("all") else told), option
 
 

@@ -153,6 +153,27 @@ _ALL = (
         "Unabsorbed attention: query [B,H,S,P+R], keys and values a head [B,T|S,H,·], y [B,H,S,D].",
     ),
     Operator(
+        "GroupedAttention",
+        (
+            "query",
+            "past_key",
+            "past_value",
+            "key",
+            "value",
+            "visible",
+            "split",
+            "past_key_scale?",
+            "past_value_scale?",
+            "key_scale?",
+            "value_scale?",
+        ),
+        ("y",),
+        ("scale", "groups"),
+        "Attention whose heads share keys and values in G groups, for the graphs that MLA is compared with: "
+        "query [B,H,S,K]; rows [B·G,T|S,·], those of a group lying together; y [B,H,S,D]. Rows with a scale "
+        "[B·G,T|S] are int8 codes.",
+    ),
+    Operator(
         "HeadKeys",
         ("key_nope", "rope"),
         ("key",),

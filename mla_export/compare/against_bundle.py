@@ -17,9 +17,9 @@ from mla_runtime.manifest import Precision as Formats
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
-# What a side's median token may be off, as a share of the reference's size, by its precision. With no checkpoint
-# there is no peer to compute it from, and no telling which tokens are behind a router near tie: these are
-# wide, and a wrong scale or a swapped half is off by more.
+# What a side's median token may be off, as a share of the reference's size, by its precision. With no
+# checkpoint there is no peer to compute it from, and no telling which tokens are behind a router near tie:
+# these are wide, and a wrong scale or a swapped half is off by more.
 FIXED = {"float32": 1e-4, "float16": 2e-2, "int8 rows": 5e-2, "int8": 1e-1, "int4": 3e-1}
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mla_export.judge import Comparison, Greedy, Verdict
+from mla_export.plain import plain
 from mla_runtime.manifest import Phase
 
 Rows = Literal["latent", "rope", "block"]
@@ -186,14 +187,3 @@ class Agreement:
             for layer, error in zip(side.layers, shown["layers"], strict=True):
                 error["parted"] = layer.parted
         return {"kind": "compare", "format": FORMAT, **plain(found)}
-
-
-def plain(value: Any) -> Any:
-    """Give nested dicts and sequences as JSON's types, with null for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value

@@ -53,7 +53,7 @@ def opened(paths: Sequence[str | Path]) -> list[Bundle]:
     """Open bundles of one source.
 
     Raises BundleError for what is no bundle, InputError for none, for one that is given twice, and for
-    bundles that were not made from the same files.
+    bundles that were not made from the same files, or for different contexts.
     """
     if not paths:
         raise InputError("no bundles to compare; give at least one")
@@ -64,11 +64,21 @@ def opened(paths: Sequence[str | Path]) -> list[Bundle]:
                 f"{found[0].path} and {bundle.path} were made from different checkpoints ({other[0]} is "
                 "not the same file); compare bundles of one"
             )
+        _check_context(found[0], bundle)
     places = [bundle.path.resolve() for bundle in found]
     for bundle, place in zip(found, places, strict=True):
         if places.count(place) > 1:
             raise InputError(f"{bundle.path} is given twice; give each bundle once")
     return found
+
+
+def _check_context(first: Bundle, other: Bundle) -> None:
+    """Raise InputError for contexts that differ: positions and LongRoPE's factors are fixed by them."""
+    if first.model.max_context != other.model.max_context:
+        raise InputError(
+            f"{first.path} has a context of {first.model.max_context} and {other.path} of "
+            f"{other.model.max_context}; export them with one --max-context"
+        )
 
 
 def differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

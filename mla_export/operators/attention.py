@@ -111,6 +111,22 @@ def _head_attention(call: Call) -> list[Tensor]:
     return [of_past + a.mix(probabilities[..., past:], value, visible[..., past:])]
 
 
+def _grouped_attention(call: Call) -> list[Tensor]:
+    a, scale, groups = call.arithmetic, call.number("scale"), call.integer("groups")
+    batch, heads, queries, width = call.real(0).shape
+    query = call.real(0).reshape(batch * groups, heads // groups, queries, width)
+    visible = call.given(5).repeat_interleave(groups, dim=0)  # [B·G,1,S,T+S]
+    past_key, past_value, key, value = (Stored.of(call, 1 + i, 7 + i) for i in range(4))
+    scores = torch.cat((past_key.scores(query, scale, a), key.scores(query, scale, a)), dim=-1)
+    probabilities = a.softmax(scores, visible)
+    if key.scale is None:  # else scales are folded into them first
+        probabilities = probabilities.to(a.real)
+    past = past_key.rows.shape[1]
+    found = past_value.context(probabilities[..., :past], visible[..., :past], a)
+    found = found + value.context(probabilities[..., past:], visible[..., past:], a)
+    return [found.reshape(batch, heads, queries, -1)]
+
+
 def _head_keys(call: Call) -> list[Tensor]:
     x = call.real(0)
     nope = x.reshape(*x.shape[:2], call.integer("heads"), -1)  # [B,S,H,P]
@@ -123,5 +139,6 @@ RULES = {
     "LatentAttention": _latent_attention,
     "PromptAttention": _prompt_attention,
     "HeadAttention": _head_attention,
+    "GroupedAttention": _grouped_attention,
     "HeadKeys": _head_keys,
 }

@@ -170,6 +170,18 @@ def head_attention() -> Case:
     return inputs, {"scale": 0.3}, [want]
 
 
+def grouped_attention() -> Case:
+    """Two heads share a group's keys and values; groups stand behind each other in the batch."""
+    groups = 2
+    query, key, value = normal(B, H, S, P), normal(B, groups, T + S, P), normal(B, groups, T + S, D)
+    each_key, each_value = (np.repeat(x, H // groups, axis=1) for x in (key, value))
+    p = _attended(np.einsum("bhsp,bhtp->bhst", query, each_key), 0.3)
+    want = np.einsum("bhst,bhtd->bhsd", p, each_value)
+    key, value = (x.reshape(B * groups, T + S, -1) for x in (key, value))
+    inputs = [query, key[:, :T], value[:, :T], key[:, T:], value[:, T:], *MASKS[:2]]
+    return inputs, {"scale": 0.3, "groups": groups}, [want]
+
+
 def head_keys() -> Case:
     nope, rope = normal(B, S, H * P), normal(B, S, R)
     want = np.stack([np.concatenate([nope[..., h * P : h * P + P], rope], -1) for h in range(H)], 2)
@@ -256,6 +268,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "PromptAttention": prompt_attention,
     "QuantizeRows": quantize_rows,
     "HeadAttention": head_attention,
+    "GroupedAttention": grouped_attention,
     "HeadKeys": head_keys,
     "HeadRows": head_rows,
     "SwiGLU": gated,

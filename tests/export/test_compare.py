@@ -225,6 +225,10 @@ def test_bundles_and_checkpoint_must_be_of_one_source(made, checkpoint, tmp_path
         against(None, made("f32"), bundle)
     with pytest.raises(InputError, match=r"is not what .* was made from"):
         against(other, made("f32"))
+    with quick_tracing():
+        shorter = export(checkpoint, tmp_path / "shorter", max_context=64)
+    with pytest.raises(InputError, match=r"has a context of .* one --max-context"):
+        against(None, made("f32"), shorter)
     with pytest.raises(InputError, match="given twice"):
         against(None, made("f32"), made("f32"))
     with pytest.raises(BundleError):

@@ -106,7 +106,7 @@ def test_rows_that_are_not_seen_have_no_effect(op_type, junk):
     )
 
 
-@pytest.mark.parametrize("op_type", ATTENTION)
+@pytest.mark.parametrize("op_type", [*ATTENTION, "GroupedAttention"])
 def test_a_query_that_sees_nothing_gives_zeros(op_type):
     inputs, attributes, _ = CASES[op_type]()
     at = ops.OPERATORS[op_type].inputs.index("visible")
@@ -230,3 +230,19 @@ def test_an_absent_input_is_named():
     node = ir.node("Linear", [ir.Value(name="x")], domain=ops.DOMAIN, name="q")
     with pytest.raises(ValueError, match="q: input 1 of Linear is absent"):
         operators.compute(node, [torch.zeros(1, 2)], "float32")
+
+
+@pytest.mark.parametrize("code", [np.int8, np.uint8])
+def test_rows_of_groups_as_codes_are_code_times_scale(code):
+    inputs, attributes, _ = CASES["GroupedAttention"]()
+    rng = np.random.default_rng(3)
+    floats, scales = list(inputs), []
+    for i in range(1, 5):
+        codes = rng.integers(-127, 128, inputs[i].shape)
+        scale = (np.abs(normal(*codes.shape[:2])) / 100).astype(np.float32)
+        floats[i] = codes * scale[..., None].astype(np.float64)
+        inputs[i] = (codes + 128 * (code == np.uint8)).astype(code)
+        scales.append(scale)
+    (want,) = compute("GroupedAttention", floats, **attributes)
+    (got,) = compute("GroupedAttention", [*inputs, *scales], **attributes)
+    np.testing.assert_allclose(got, want, rtol=1e-12)

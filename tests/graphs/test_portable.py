@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from mla_export.plan import Plan
-from mla_graphs import ops
+from mla_graphs import baselines, ops
 from mla_graphs.contract import CacheTypes
 from mla_graphs.lowering import ort_cpu, portable
 from tests.graphs import golden
@@ -164,6 +164,8 @@ def test_every_operator_is_used_and_lowered():
         for node in golden.build(plan, phase, lowered=False).graph
         if node.domain == ops.DOMAIN
     }
+    compared = baselines.layer(baselines.Attention(baselines.Shape.of(golden.GEOMETRY), "gqa", "float32"))
+    used |= {node.op_type for node in compared.graph if node.domain == ops.DOMAIN}
     assert used == set(ops.OPERATORS)
     floats = set(ops.OPERATORS) - {"Dequantize"}
     assert set(portable.rules("step")) == set(portable.rules("prompt")) == floats

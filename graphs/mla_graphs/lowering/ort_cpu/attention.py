@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mla_graphs.lowering.builder import Builder, Call
-from mla_graphs.lowering.portable import attention
+from mla_graphs.lowering.portable import attention, grouped
 from mla_graphs.lowering.portable.attention import Floats
 from mla_graphs.lowering.portable.int8 import LARGEST_CODE, SMALLEST_SCALE, Stored, zero_point
 
@@ -112,8 +112,13 @@ def _head_attention(b: Builder, call: Call) -> Values:
     return attention.head_attention(b, call, Biased())
 
 
+def _grouped_attention(b: Builder, call: Call) -> Values:
+    return grouped.grouped_attention(b, call, Integers(grouped.heads_a_group(call)))
+
+
 RULES = {
     "LatentAttention": _latent_attention,
     "PromptAttention": _prompt_attention,
     "HeadAttention": _head_attention,
+    "GroupedAttention": _grouped_attention,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mla_graphs.geometry import Phase
 from mla_graphs.lowering.builder import Rule
-from mla_graphs.lowering.portable import attention, dense, experts, int8, router
+from mla_graphs.lowering.portable import attention, dense, experts, grouped, int8, router
 
 __all__ = ["rules"]
 
@@ -18,6 +18,7 @@ def rules(phase: Phase) -> dict[str, Rule]:
     return {
         **dense.RULES,
         **attention.RULES,
+        **grouped.RULES,
         **int8.RULES,
         **router.RULES,
         "Experts": experts.gathered if phase == "step" else experts.tiled,

@@ -77,7 +77,7 @@ class Floats:
         return int8.unscaled_context(b, found, dtype, name)
 
 
-_NEW = Floats()  # new rows are few: what another arithmetic does to queries first would not pay
+NEW = Floats()  # new rows are few: what another arithmetic does to queries first would not pay
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +136,16 @@ def _visibility(b: Builder, call: Call) -> Values:
     ]
 
 
-def _softmax(
+def softmax(
     b: Builder, scores: ir.Value, visible: ir.Value, dtype: ir.DataType, arithmetic: Arithmetic
 ) -> ir.Value:
+    """Give probabilities of `dtype` from scores of that type, computed in float32."""
     seen = arithmetic.seen(b, b.float32(scores, dtype, "scores_float32"), visible)
     return b.cast(b.op("Softmax", seen, axis=-1, name="softmax"), dtype, "probabilities")
 
 
-def _parts(b: Builder, probabilities: ir.Value, split: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
+def parts(b: Builder, probabilities: ir.Value, split: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
+    """Cut probabilities into those of the past rows and those of the new ones."""
     past = b.op("Slice", probabilities, b.ints(0), split, b.ints(axis), name="past_probabilities")
     new = b.op("Slice", probabilities, split, b.ints(_TO_THE_END), b.ints(axis), name="new_probabilities")
     return past, new
@@ -195,18 +197,18 @@ def _attend_to_latent(
     q_latent = folded(q_latent, rows.latent, "query_latent")
     q_rope = folded(q_rope, rows.rope, "query_rope")
     past = both(rows.past_latent, rows.past_rope, "past", arithmetic)
-    new = both(rows.latent, rows.rope, "new", _NEW)
+    new = both(rows.latent, rows.rope, "new", NEW)
     joined = b.op("Concat", past, new, axis=2, name="joined")
     joined = b.op("Reshape", joined, masks.unfold, name="scores")  # [B,H,S,T+S]
     # Scores and probabilities of int8 rows are float32: the scale of a row is folded into them.
     scored = ir.DataType.FLOAT if rows.latent.scale else dtype
-    probabilities = _softmax(b, joined, masks.visible, scored, arithmetic)
+    probabilities = softmax(b, joined, masks.visible, scored, arithmetic)
     probabilities = b.op("Reshape", probabilities, masks.fold, name="folded")
-    past_part, new_part = _parts(b, probabilities, masks.split, axis=2)
+    past_part, new_part = parts(b, probabilities, masks.split, axis=2)
     found = b.op(
         "Add",
         arithmetic.context(b, past_part, rows.past_latent, dtype, "past_context"),
-        _NEW.context(b, new_part, rows.latent, dtype, "new_context"),
+        NEW.context(b, new_part, rows.latent, dtype, "new_context"),
         name="context",
     )
     return b.op("Reshape", found, b.ints(0, form.heads, -1, form.latent), name="heads")  # [B,H,S,C]
@@ -285,7 +287,7 @@ def _attend_to_rebuilt(
     query = b.op("Concat", q_nope, q_rope, axis=3, name="query")
     query = b.op("Mul", query, b.number(form.scale, dtype), name="query_scaled")
     scores = b.op("MatMul", query, keys, name="scores")  # [B,H,S,T+S]
-    probabilities = _softmax(b, scores, masks.visible, dtype, arithmetic)
+    probabilities = softmax(b, scores, masks.visible, dtype, arithmetic)
     values = b.op("MatMul", latent, w_uv, name="values")  # [B,H,T+S,D]
     return b.op("MatMul", probabilities, values, name="heads")
 
@@ -307,7 +309,7 @@ def head_attention(b: Builder, call: Call, arithmetic: Arithmetic) -> Values:
         return b.op("MatMul", part, b.op("Transpose", rows, perm=[0, 2, 1, 3], name=f"{name}_t"), name=name)
 
     joined = b.op("Concat", scores(past_key, "past_scores"), scores(key, "new_scores"), axis=3, name="scores")
-    past_part, new_part = _parts(b, _softmax(b, joined, visible, dtype, arithmetic), split, axis=3)
+    past_part, new_part = parts(b, softmax(b, joined, visible, dtype, arithmetic), split, axis=3)
     past, new = context(past_part, past_value, "past_context"), context(new_part, value, "new_context")
     return [b.op("Add", past, new, name="heads")]
 
