@@ -48,7 +48,7 @@ def precision_of(precision: Precision) -> Iterator[torch.dtype]:
             with Widened():
                 yield torch.float64
         else:
-            yield torch.float32 if precision == "float32" else torch.float16
+            yield getattr(torch, precision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 A layer is built from transformers' in-library class (never from a model folder's code), its weights are read
 from the checkpoint, every prompt passes through it, and it is freed: memory is one layer's, not the model's.
-The same pass can run in several precisions. float64 is the yardstick; float32 and float16 are the peers whose
-own rounding error says how much a bundle may have.
+The same pass can run in several precisions. float64 is the yardstick; float32 and the 16-bit types are the
+peers whose own rounding error says how much a bundle may have.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from mla_graphs.contract import BYTES
 from mla_graphs.geometry import Geometry
 from mla_runtime.manifest import Precision as Formats
 
-Precision = Literal["float64", "float32", "float16"]
+Precision = Literal["float64", "float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mla_export.operators import attention, codes, dense, experts, standard
-from mla_export.operators.arithmetic import Arithmetic, Call, Precision
+from mla_export.operators.arithmetic import Arithmetic, Call
+from mla_export.rounding import Precision
 from mla_graphs import ops
 
 __all__ = ["OPERATORS", "Precision", "compute", "run"]

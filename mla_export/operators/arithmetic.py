@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-Precision = Literal["float64", "float32", "float16", "bfloat16"]
+from mla_export.rounding import Precision
 
 
 @dataclass(frozen=True, slots=True)

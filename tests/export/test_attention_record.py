@@ -30,7 +30,8 @@ def printed(run: dict, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_has_the_tables_of_the_record(page, capsys):
+def test_a_page_has_the_tables_of_the_record(page, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     run = RECORD["runs"][PAGES[page]]
     written = [line.strip() for line in (ROOT / page).read_text(encoding="utf-8").splitlines()]
     missing = [line for line in printed(run, capsys) if line not in written]

@@ -33,9 +33,11 @@ def test_layers_one_by_one_are_the_whole_class(tmp_path: Path, family: str):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_precisions_are_what_they_say(tmp_path: Path, family: str):
     reference = Reference(Checkpoint.open(make_checkpoint(tmp_path / "m", family)))
-    wide, single, half = reference.forward(ROWS[:1], ["float64", "float32", "float16"]).values()
+    lanes = reference.forward(ROWS[:1], ["float64", "float32", "float16", "bfloat16"])
+    wide, single, half, brain = lanes.values()
     assert 1e-8 < relative(single[0].logits, wide[0].logits) < 1e-5
     assert 1e-4 < relative(half[0].logits, wide[0].logits) < 5e-2
+    assert 1e-3 < relative(brain[0].logits, wide[0].logits) < 5e-1
 
 
 def test_shards_bf16_fp8_and_mtp_are_read(tmp_path: Path):
