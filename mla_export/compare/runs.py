@@ -49,7 +49,7 @@ class Runs:
         self.decoded[job] = decoded
 
     def settled(self, beside: Job | None) -> tuple[Script, Sequence[Sequence[int]]]:
-        """Give what was decoded; raises BackendError where no side was begun but the reference `beside` them."""
+        """Give what was decoded; raises BackendError where no side but the reference `beside` them began."""
         begun = (self.decoded.keys() - {beside}) or any(end.verdict == "fail" for end in self.ended.values())
         if self.script is None or self.forced is None or not begun:
             reasons = "; ".join(f"{job.name}: {side.reason}" for job, side in self.ended.items())
