@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ from mla_export.compare.decode import Decoded
 from mla_export.compare.held import Held, Rowed
 from mla_export.compare.layers import Seen, layer_errors
 from mla_export.compare.result import Gate, LayerError, Rows
+from mla_export.judge import Budget
 from mla_export.numerics import Ground, factor_of, gate_ties, lane_of
 from mla_export.passage import Lane, Pass, Passage
 from mla_export.reference import Reference
@@ -24,17 +26,17 @@ TORCH_ALLOWED = 1e-3
 
 
 def hold(
-    reference: Reference, rowed: Rowed, sides: Sequence[tuple[Formats, Decoded]]
-) -> tuple[list[Held], tuple[Decoded, Held]]:
-    """Hold the sides; last comes the checkpoint in float32 itself, with what it computed.
+    reference: Reference, rowed: Rowed, sides: Sequence[tuple[Formats, Decoded]], *, torch: bool
+) -> tuple[list[Held], tuple[Decoded, Held] | None]:
+    """Hold the sides, and with `torch` the checkpoint in float32, which is given with what it computed.
 
     Its tokens are what it chooses after the forced ones: a decode of its own would take a pass a token.
     """
     lanes: list[Lane] = [lane_of(formats) for formats, _ in sides]
-    behind = _LayerPass(reference, rowed, [decoded for _, decoded in sides], lanes)
-    every = list(dict.fromkeys(["float64", "float32", *lanes]))
+    behind = _LayerPass(reference, rowed, [decoded for _, decoded in sides], lanes, torch=torch)
+    every = list(dict.fromkeys(["float64", *behind.lanes]))
     passages = reference.passages(rowed.rows, every, after=behind.after)
-    keep = rowed.keep()
+    keep, forced = rowed.keep(), list(range(len(rowed.prompts)))
     passes = {
         lane: [Pass(passage.logits(i, at), tuple(passage.routing[i])) for i, at in enumerate(keep)]
         for lane, passage in passages.items()
@@ -43,11 +45,13 @@ def hold(
         lane: Ground.from_passes(reference, rowed.rows, keep, passes["float64"], passes[lane], lane)
         for lane in every[1:]
     }
-    forced = list(range(len(rowed.prompts)))
-    pairs = zip([*lanes, "float32"], [*rowed.own, forced], behind.layers, strict=True)
+    pairs = zip(lanes, rowed.own, behind.layers[: len(lanes)], strict=True)
     held = [_held(grounds[lane], keep, forced, own, layers) for lane, own, layers in pairs]
-    torch = [found.logits for found in passes["float32"][: len(forced)]]
-    return held[:-1], (Decoded(torch, [logits.argmax(-1).tolist() for logits in torch]), held[-1])
+    if not torch:
+        return held, None
+    logits = [found.logits for found in passes["float32"][: len(forced)]]
+    computed = Decoded(logits, [row.argmax(-1).tolist() for row in logits])
+    return held, (computed, _fixed(_held(grounds["float32"], keep, forced, forced, behind.layers[-1])))
 
 
 def _held(
@@ -67,17 +71,36 @@ def _held(
     )
 
 
+def _fixed(held: Held) -> Held:
+    """Judge the peer itself by a share of the logits' size: its own error would allow it everything."""
+    size = float(np.sqrt(np.mean(np.concatenate(held.want) ** 2)))
+    words = f"{TORCH_ALLOWED:g} of the logits' RMS"
+    gate = Gate("fixed", 1.0, float("inf"), TORCH_ALLOWED * size, words)
+    budget = Budget(1.0, float("inf"), TORCH_ALLOWED * size, "rms", words)
+    return replace(held, gate=gate, budget=budget)
+
+
 class _LayerPass:
-    """Compares what each side saw of a layer, right behind that layer, so that only one is in memory."""
+    """Compares what each side saw of a layer, right behind that layer, so that only one is in memory.
+
+    `lanes` are those of the peers, a side each, and float32 behind them where torch is a side.
+    """
 
     def __init__(
-        self, reference: Reference, rowed: Rowed, sides: Sequence[Decoded], lanes: Sequence[Lane]
+        self,
+        reference: Reference,
+        rowed: Rowed,
+        sides: Sequence[Decoded],
+        lanes: Sequence[Lane],
+        *,
+        torch: bool,
     ) -> None:
-        self._reference, self._rowed, self._sides, self._lanes = reference, rowed, sides, [*lanes, "float32"]
+        self._reference, self._sides = reference, sides
+        self.lanes: list[Lane] = [*lanes, "float32"] if torch else [*lanes]
         self._lengths = [len(prompt) for prompt in rowed.prompts]
         none = [np.zeros(len(row), dtype=bool) for row in rowed.rows[: len(rowed.prompts)]]
-        self._ties: dict[Lane, list[Array]] = {lane: list(none) for lane in self._lanes}
-        self.layers: list[list[LayerError]] = [[] for _ in self._lanes]
+        self._ties: dict[Lane, list[Array]] = {lane: list(none) for lane in self.lanes}
+        self.layers: list[list[LayerError]] = [[] for _ in self.lanes]
 
     def after(self, layer: int, passages: dict[Lane, Passage]) -> None:
         """Hold all sides' rows of `layer` against the passages behind it."""
@@ -88,15 +111,15 @@ class _LayerPass:
         self._hold(layer, "block", rows)
 
     def _hold(self, layer: int, kind: Rows, rows: dict[Lane, dict[Rows, list[Array]]]) -> None:
-        for index, lane in enumerate(self._lanes):
+        for index, lane in enumerate(self.lanes):
             torch = index == len(self._sides)
+            seen = None if torch else self._sides[index].layers.get(kind)
             if torch:
                 got = rows["float32"][kind]
-            else:
-                seen = self._sides[index].layers.get(kind)
-                if seen is None:
-                    continue
+            elif seen is not None:
                 got = [prompt[layer] for prompt in seen]
+            else:
+                continue  # a cache of keys and values has no such rows
             self.layers[index] += layer_errors(
                 Seen(layer, kind, self._lengths, rows["float64"][kind], got),
                 self._ties[lane],

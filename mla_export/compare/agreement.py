@@ -75,7 +75,7 @@ def compare(
             runs.run(job)
     plan, forced = runs.settled(beside=reference)
     rowed = Rowed.of(plan.prompts, forced, list(runs.decoded.values()))
-    torch = next((job for job in todo if job.backend == TORCH), Job(None, TORCH))
+    torch = next((job for job in todo if job.backend == TORCH), None)
     if reference is not None:
         held = _against_bundle(reference, runs, rowed)
     else:
@@ -134,15 +134,15 @@ def _hash(bundles: Sequence[Bundle]) -> None:
             bundle.ensure_hashed(advance)
 
 
-def _against_checkpoint(source: Reference | None, runs: Runs, rowed: Rowed, torch: Job) -> _Judged:
+def _against_checkpoint(source: Reference | None, runs: Runs, rowed: Rowed, torch: Job | None) -> _Judged:
     from mla_export.compare.against_checkpoint import hold
 
     if source is None:
         raise RuntimeError("there is no checkpoint")
     sides = [(job.held.manifest.precision, decoded) for job, decoded in runs.decoded.items()]
-    held, of_torch = hold(source, rowed, sides)
+    held, of_torch = hold(source, rowed, sides, torch=torch is not None)
     found = {job: (runs.decoded[job], one) for job, one in zip(runs.decoded, held, strict=True)}
-    return {**found, torch: of_torch}
+    return found if torch is None or of_torch is None else {**found, torch: of_torch}
 
 
 def _against_bundle(reference: Job, runs: Runs, rowed: Rowed) -> _Judged:
