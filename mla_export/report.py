@@ -31,24 +31,24 @@ def gather(
     steps: int = 64,
     depths: Sequence[int] | None = None,
 ) -> Results:
-    """Measure every bundle on every backend, then compare them all, as `bench` and `compare` do.
+    """Compare all bundles on all backends, then measure each, as `compare` and `bench` do.
 
     Each is measured in a process of its own, so that its peak memory is its own. Bundles that nothing can be
-    held against, for want of a checkpoint and of one in fp32, are measured and not compared. Raises what
-    `compare` raises, for bundles that are no bundles or not of one source before anything is measured.
+    held against, for want of a checkpoint and of one in fp32 beside them, are measured and not compared.
+    Raises what `compare` raises, before anything is measured.
     """
     from mla_export.compare.agreement import compare
-    from mla_export.compare.sides import opened, reference_bundle
+    from mla_export.compare.sides import jobs, opened, reference_job
 
     found = opened(bundles)
+    todo = jobs(found, [CPU] if backends is None else backends)
     why = ""
     if checkpoint is None:
         try:
-            reference_bundle(found)
+            reference_job(found, todo)
         except InputError as error:
             why = f"Not compared: {error}."
     models = tuple(model(inspect(bundle.path).as_json(), str(bundle.path)) for bundle in found)
-    measured, left = _measured(found, [CPU] if backends is None else backends, depths)
     comparisons = (
         ()
         if why
@@ -58,6 +58,7 @@ def gather(
             ),
         )
     )
+    measured, left = _measured(found, [CPU] if backends is None else backends, depths)
     return Results(comparisons, measured, left, models, why)
 
 

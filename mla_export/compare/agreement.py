@@ -21,7 +21,7 @@ from mla_export.compare.sides import (
     differing,
     jobs,
     opened,
-    reference_bundle,
+    reference_job,
     without_numbers,
 )
 from mla_export.compare.verdicts import judged
@@ -67,12 +67,14 @@ def compare(
     names = ([] if checkpoint is None else [TORCH]) + [CPU] if backends is None else backends
     todo = jobs(found, names)
     source = None if checkpoint is None else _source(checkpoint, found[0])
-    _hash(found)
     runs = Runs(steps, prompts, text)
-    reference = None if source is not None else _reference(reference_bundle(found), todo, runs)
-    for job in todo:
-        if job.backend != TORCH and job is not reference:
+    reference = None if source is not None else reference_job(found, todo)
+    _hash(found)
+    for job in [*([] if reference is None else [reference]), *todo]:
+        if job.backend != TORCH and job not in runs.decoded:
             runs.run(job)
+        if job is reference and job in runs.ended:
+            raise BackendError(f"the reference cannot be run: {runs.ended[job].reason}")
     plan, forced = runs.settled(beside=reference)
     rowed = Rowed.of(plan.prompts, forced, list(runs.decoded.values()))
     torch = next((job for job in todo if job.backend == TORCH), None)
@@ -96,21 +98,6 @@ def compare(
         sides=tuple(sides),
         seconds=time.monotonic() - start,
     )
-
-
-def _reference(bundle: Bundle, todo: Sequence[Job], runs: Runs) -> Job:
-    """Decode with the reference first; raises what keeps it from that."""
-    among = [job for job in todo if job.bundle is bundle and job.backend == CPU]
-    job = among[0] if among else Job(bundle, CPU, bundle.path.resolve().name)
-    if all(other is job for other in todo):
-        raise InputError(
-            f"{job.name} is all there is, and it is the reference; give the checkpoint it was made from "
-            "(--checkpoint FOLDER), another bundle of it, or another backend"
-        )
-    runs.run(job)
-    if job in runs.ended:
-        raise BackendError(f"the reference cannot be run: {runs.ended[job].reason}")
-    return job
 
 
 def _source(checkpoint: str | Path, bundle: Bundle) -> Reference:

@@ -121,6 +121,22 @@ def reference_bundle(bundles: Sequence[Bundle]) -> Bundle:
     )
 
 
+def reference_job(bundles: Sequence[Bundle], todo: Sequence[Job]) -> Job:
+    """Give the job of the bundle that is the reference, among `todo` or beside it.
+
+    Raises InputError where there is no such bundle, or nothing else to hold against it.
+    """
+    bundle = reference_bundle(bundles)
+    among = [job for job in todo if job.bundle is bundle and job.backend == CPU]
+    job = among[0] if among else Job(bundle, CPU, bundle.path.resolve().name)
+    if all(other is job for other in todo):
+        raise InputError(
+            f"{job.name} is all there is, and it is the reference; give the checkpoint it was made from "
+            "(--checkpoint FOLDER), another bundle of it, or another backend"
+        )
+    return job
+
+
 def without_numbers(job: Job, verdict: SideVerdict, reason: str | None) -> Side:
     """Give a side that has nothing to show but why."""
     manifest = None if job.bundle is None else job.bundle.manifest
