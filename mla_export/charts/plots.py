@@ -31,11 +31,15 @@ MARKED = 12  # points of a line that carry its marker
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: `y` by `x`. None and what is not finite leave a gap, as do 0 and less on a log axis."""
+    """One line: `y` by `x`. None and what is not finite leave a gap, as do 0 and less on a log axis.
+
+    `look` chooses colour, dash and marker, alike in all charts (default: the series' place in its chart).
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
+    look: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ def lines(
     if not any(points for _, points in shown):
         raise ValueError(f"chart {name}: there is no point to draw")
     with canvas(x, y) as (figure, axes):
-        for number, (one, points) in enumerate(shown):
+        for place, (one, points) in enumerate(shown):
+            number = place if one.look is None else one.look
             xs, ys = zip(*points, strict=True) if points else ((), ())
             axes.plot(
                 xs,

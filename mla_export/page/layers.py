@@ -32,7 +32,7 @@ def layers(found: Agreement, name: str) -> Iterator[Html]:
 
 def _chart(ran: Sequence[Side], kind: Rows, name: str) -> Html:
     series, allowed = [], []
-    for side in ran:
+    for look, side in enumerate(ran):
         worst: dict[int, float] = {}
         for one in side.layers:
             if one.rows == kind and math.isfinite(one.relative):
@@ -40,7 +40,7 @@ def _chart(ran: Sequence[Side], kind: Rows, name: str) -> Html:
                 allowed.append((one.allowed, side.name))
         if worst:
             numbers = sorted(worst)
-            series.append(Series(side.name, numbers, [worst[number] for number in numbers]))
+            series.append(Series(side.name, numbers, [worst[number] for number in numbers], look))
     if not series:
         return missing(f"No side shows {ROWS[kind]}, so that there is no chart of their errors.")
     y = Axis("RMS error / reference's RMS", log=True)

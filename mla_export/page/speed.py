@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mla_export.charts import Axis, Bars, Series, bars, lines
 from mla_export.charts.numbers import binary, tokens
@@ -16,13 +16,22 @@ def speed(results: Results) -> list[Html]:
     """Give the sections of speed, memory and cache bytes by context."""
     measured = [one for one in results.benchmarks if one.measurements]
     return [
-        section("Speed by depth", *_speed(measured), *_unmeasured(results.unmeasured)),
+        section("Speed by depth", *_speed(measured, _looks(results)), *_unmeasured(results.unmeasured)),
         section("Memory", *_memory(measured)),
         section("Cache bytes by context", *_cache(results)),
     ]
 
 
-def _speed(measured: Sequence[Benchmark]) -> Iterator[Html]:
+def _looks(results: Results) -> dict[str, int]:
+    """Give the looks that sides have in the charts of one comparison, for those of the same name here."""
+    if len(results.comparisons) != 1:
+        return {}
+    ran = [side.name for side in results.comparisons[0].sides if side.logits is not None]
+    looks = {name: look for look, name in enumerate(ran)}
+    return looks if all(one.name in looks for one in results.benchmarks) else {}
+
+
+def _speed(measured: Sequence[Benchmark], looks: Mapping[str, int]) -> Iterator[Html]:
     if not measured:
         yield missing("Nothing was measured. mla-export bench measures; --from takes what its --json gives.")
         return
@@ -36,6 +45,7 @@ def _speed(measured: Sequence[Benchmark]) -> Iterator[Html]:
                 one.name,
                 [found.depth for found in one.measurements],
                 [found.step_rate if part == "step" else found.prompt_rate for found in one.measurements],
+                looks.get(one.name),
             )
             for one in measured
         ]

@@ -269,3 +269,15 @@ def kinds() -> list[type]:
 def test_each_result_is_told_apart():
     found = [result(everything().to_json(), "a"), result(bench_json(), "b"), result(inspect_json(), "i")]
     assert [type(one) for one in found] == kinds()
+
+
+def test_a_side_looks_alike_in_every_chart():
+    found = everything()
+    ran = [side for side in found.sides if side.logits is not None]
+    assert len(ran) > 1
+    last = benchmark(bench_json(), "b")
+    sides = tuple(replace(side, name=last.name) if side is ran[-1] else side for side in found.sides)
+    made = page(replace(full(replace(found, sides=sides)), benchmarks=(last,)), "1.2.3")
+    chart = made.partition("Steps: tokens a second by depth")[2].partition("</svg>")[0]
+    assert f"mla-s{len(ran) - 1}" in chart
+    assert "mla-s0" not in chart
