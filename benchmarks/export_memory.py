@@ -40,6 +40,8 @@ def bound(checkpoint: str) -> tuple[int, str]:
 
 
 def main() -> None:
+    if len(sys.argv) < 3 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     checkpoint, out, *options = sys.argv[1:]
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "mla_export", "export", checkpoint, out, *options])

@@ -279,6 +279,7 @@ def _compare_attention(parser: argparse.ArgumentParser) -> None:
         "(default: on random rows only)",
     )
     parser.add_argument("--svg", metavar="FILE", help="write the plot of step times here (default: none)")
+    parser.add_argument("--force", action="store_true", help="replace a plot that is already there")
     parser.add_argument(
         "--backends",
         type=names,

@@ -7,7 +7,6 @@ leave `sources` out.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -141,8 +140,8 @@ def _device(entry: Any, where: str) -> Device:
 
 def _figure(value: Any, name: str, where: str) -> float:
     low = 0 if name == "reserved_gib" else 1e-6
-    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= 1e9:
-        raise ConfigError(f"{where}.{name}: {value!r} is not a positive number; {_FIX}")
+    if type(value) not in (int, float) or not low <= value <= 1e9:  # NaN is in no range
+        raise ConfigError(f"{where}.{name}: {repr(value)[:40]} is not a number of {low:g} to 1e9; {_FIX}")
     return float(value)
 
 

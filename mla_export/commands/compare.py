@@ -46,6 +46,7 @@ def render(found: Agreement) -> Group:
     numbered = [side for side in found.sides if side.logits is not None]
     parts: list[RenderableType] = [_logits(found)]
     parts += [Text(f"{side.name}: {side.reason}", style="dim") for side in found.sides if side.reason]
+    parts += [Text(line, style="dim") for line in _medians(numbered)]
     parts.append(_steps(found, numbered))
     if any(side.layers for side in numbered):
         parts.append(_layers(numbered))
@@ -93,6 +94,23 @@ def _logits_row(side: Side) -> Sequence[str | Text]:
         f"{side.logits.would_pass:.2f} of {side.gate.factor:g}",
         _verdict(side.verdict),
     )
+
+
+def _medians(sides: Sequence[Side]) -> Iterator[str]:
+    """Say of sides whose median token is judged what the columns of all tokens do not show."""
+    for side in sides:
+        if side.gate is None or side.gate.judges != "median" or side.logits is None:
+            continue
+        of_median = side.logits.would_pass / side.gate.factor * side.gate.rms
+        line = f"{side.name}: allowed is for the median token, which is off by {of_median:.1e} RMS"
+        if (bulk := side.bulk) is not None:
+            line += f"; mean KL of all but the furthest 5 %: {bulk.kl:.1e}, {bulk.kl_allowed:.1e} allowed"
+            if bulk.prompt is not None:
+                line += (
+                    f"; the median of prompt {bulk.prompt + 1}: {bulk.prompt_rms:.1e}, "
+                    f"{bulk.prompt_allowed:.1e} allowed"
+                )
+        yield line
 
 
 def _steps(found: Agreement, sides: Sequence[Side]) -> Table:

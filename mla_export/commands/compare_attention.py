@@ -16,7 +16,8 @@ from mla_export.attention.cases import label, shape_of
 from mla_export.attention.measure import Case, Measured, Point, measure
 from mla_export.commands.tables import console, count, print_json, size, table
 from mla_export.extras import need
-from mla_runtime.errors import BackendError, ExportError, InputError
+from mla_export.one_file import check_file, write_file
+from mla_runtime.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from mla_export.attention.text import TextError
@@ -31,11 +32,16 @@ def run(args: argparse.Namespace) -> int:
     need("onnx_ir", *(["matplotlib"] if args.svg else []))
     if args.text and not args.like:
         raise InputError("--text needs --like CHECKPOINT: whose layers read the text")
+    if args.svg:
+        check_file(Path(args.svg), force=args.force)
     name, shape = shape_of(args.like)
     measured, absent = _measure(args, shape)
     texts = _on_text(args, [one.backend for one in measured])
     if args.svg:
-        _draw(Path(args.svg), name, shape, measured[0])
+        from mla_export.attention.plot import step_times
+
+        plot = step_times(name, shape, measured[0]).standalone()
+        write_file(Path(args.svg), plot, force=args.force)
     if args.json:
         print_json(as_json(name, shape, measured, absent, texts))
     else:
@@ -63,15 +69,6 @@ def _on_text(args: argparse.Namespace, backends: Sequence[str]) -> dict[str, lis
     from mla_export.attention.text import measure_text
 
     return {backend: measure_text(args.like, args.text, backend, args.threads) for backend in backends}
-
-
-def _draw(path: Path, name: str, shape: Shape, measured: Measured) -> None:
-    from mla_export.attention.plot import step_times
-
-    try:
-        path.write_text(step_times(name, shape, measured).standalone(), encoding="utf-8")
-    except OSError as cause:
-        raise ExportError(f"{path} cannot be written ({cause}); name another file") from cause
 
 
 def as_json(

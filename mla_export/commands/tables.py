@@ -50,8 +50,8 @@ def table(
 ) -> Table:
     """Make a table whose first column is text and whose others are `numbers`, or text too.
 
-    Numbers are never cut: where the console is too narrow, the columns `spare` go, in that order. Of text,
-    the last column wraps.
+    Numbers are never cut: where the console is too narrow, the columns `spare` go, in that order, then
+    names and heads wrap. Of text, the last column wraps.
     """
     content = [tuple(row) for row in rows]
     kept = list(range(len(header)))
@@ -62,8 +62,11 @@ def table(
         kept.remove(header.index(name))
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i in kept:
-        wraps = not numbers and i == len(header) - 1
-        made.add_column(header[i], justify="right" if numbers and i else "left", no_wrap=not wraps)
+        if numbers and i:
+            widest = max((cell_len(str(row[i])) for row in content), default=0)
+            made.add_column(header[i], justify="right", min_width=widest, overflow="fold")
+        else:
+            made.add_column(header[i], no_wrap=not numbers and i < len(header) - 1, overflow="fold")
     for row in content:
         made.add_row(*(row[i] for i in kept))
     return made

@@ -38,11 +38,11 @@ def hold(
     held = []
     for (formats, decoded), own in zip(sides, rowed.own, strict=True):
         name, share = fixed_share(formats)
-        words = f"{share:g} of the logits' RMS, the gate for {name}"
+        words = f"{share:g} of the logits' RMS for the median token, the gate for {name}"
         budget = Budget(1.0, float("inf"), share * size, "median", words)
-        gate = Gate("fixed", 1.0, float("inf"), share * size, words)
+        gate = Gate("fixed", "median", 1.0, float("inf"), share * size, words)
         layers = _layers(reference, decoded, rowed, share)
-        held.append(Held(gate, budget, logits[:count], none, [logits[i] for i in own], none, layers))
+        held.append(Held(gate, budget, logits[:count], none, [logits[i] for i in own], none, None, layers))
     return held
 
 

@@ -58,15 +58,17 @@ def _held(
     ground: Ground, keep: list[list[int]], forced: list[int], own: list[int], layers: list[LayerError]
 ) -> Held:
     budget = ground.budget()
-    words = f"{budget.factor:g} × the error of {budget.peer}"
+    of = "the median token's error" if budget.judges == "median" else "the error"
+    words = f"{budget.factor:g} × {of} of {budget.peer}"
     ties = [tie[kept] for tie, kept in zip(ground.behind_tie, keep, strict=True)]
     return Held(
-        Gate("computed", budget.factor, budget.max_abs, budget.rms, words),
+        Gate("computed", budget.judges, budget.factor, budget.max_abs, budget.rms, words),
         budget,
         [ground.yardstick[i] for i in forced],
         [ties[i] for i in forced],
         [ground.yardstick[i] for i in own],
         [ties[i] for i in own],
+        [ground.peer[i] for i in forced],
         layers,
     )
 
@@ -75,9 +77,9 @@ def _fixed(held: Held) -> Held:
     """Judge the peer itself by a share of the logits' size: its own error would allow it everything."""
     size = float(np.sqrt(np.mean(np.concatenate(held.want) ** 2)))
     words = f"{TORCH_ALLOWED:g} of the logits' RMS"
-    gate = Gate("fixed", 1.0, float("inf"), TORCH_ALLOWED * size, words)
+    gate = Gate("fixed", "rms", 1.0, float("inf"), TORCH_ALLOWED * size, words)
     budget = Budget(1.0, float("inf"), TORCH_ALLOWED * size, "rms", words)
-    return replace(held, gate=gate, budget=budget)
+    return replace(held, gate=gate, budget=budget, peer=None)
 
 
 class _LayerPass:

@@ -78,7 +78,9 @@ def compare(
     plan, forced = runs.settled(beside=reference)
     rowed = Rowed.of(plan.prompts, forced, list(runs.decoded.values()))
     torch = next((job for job in todo if job.backend == TORCH), None)
-    if reference is not None:
+    if not runs.decoded:
+        held: _Judged = {}  # every side stopped on its way, and says why
+    elif reference is not None:
         held = _against_bundle(reference, runs, rowed)
     else:
         held = _against_checkpoint(source, runs, rowed, torch)
@@ -146,6 +148,8 @@ def _side(job: Job, runs: Runs, held: _Judged, plan: Script, is_reference: bool)
         return runs.ended[job]
     if is_reference:
         return without_numbers(job, "reference", "the others are held against it")
+    if job not in held and not runs.decoded:
+        return without_numbers(job, "absent", "no other side decoded anything to hold it beside")
     if job not in held:
         return without_numbers(job, "absent", "torch computes the checkpoint; give its folder (--checkpoint)")
     decoded, one = held[job]

@@ -20,7 +20,8 @@ class Held:
     """What a side's decode is judged by.
 
     `want` and `own` [1 + steps, V] a prompt are the reference's logits after the forced tokens and after the
-    side's own; `tie` and `own_tie` [1 + steps] mark those behind a near tie of a router.
+    side's own; `tie` and `own_tie` [1 + steps] mark those behind a near tie of a router. `peer` has the
+    peer's logits like `want`, None where there is no peer.
     """
 
     gate: Gate
@@ -29,6 +30,7 @@ class Held:
     tie: list[Array]
     own: list[Array]
     own_tie: list[Array]
+    peer: list[Array] | None = None
     layers: list[LayerError] = field(default_factory=list)
 
 

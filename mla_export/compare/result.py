@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from mla_export.judge import Comparison, Greedy, Verdict
+from mla_export.judge import Comparison, Greedy, Judged, Verdict
 from mla_export.plain import plain
 from mla_runtime.manifest import Phase
 
@@ -20,14 +20,41 @@ class Gate:
 
     `computed` from the error of a peer (the plain model in the side's precision, over the same tokens), or
     `fixed`, a share of the reference's own size for the side's precision, where there is no checkpoint to
-    compute a peer from. `max_abs` and `rms` are in logits; `words` say what they were made of.
+    compute a peer from. `judges` says which error of the side is held to it (`mla_export.judge.Budget`).
+    `max_abs` and `rms` are in logits; `words` say what they were made of.
     """
 
     kind: Literal["computed", "fixed"]
+    judges: Judged
     factor: float
     max_abs: float
     rms: float
     words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """What breaks fewer than half of the tokens, which the median of all of them does not see.
+
+    `kl` is the mean KL of all tokens but the twentieth that is furthest off, in nats. `prompt_rms` is the RMS
+    error of the median token of the `prompt` (from 0) where it is nearest to what is allowed; None where a
+    prompt has too few. What is allowed is a multiple of the peer's own.
+    """
+
+    kl: float
+    kl_allowed: float
+    prompt: int | None
+    prompt_rms: float | None
+    prompt_allowed: float | None
+
+    @property
+    def parted(self) -> bool:
+        """Whether either is beyond what is allowed."""
+        if not self.kl <= self.kl_allowed:
+            return True
+        if self.prompt_rms is None or self.prompt_allowed is None:
+            return False
+        return not self.prompt_rms <= self.prompt_allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +165,7 @@ class Side:
     reason: str | None = None
     gate: Gate | None = None
     logits: Comparison | None = None
+    bulk: Bulk | None = None
     steps: tuple[Step, ...] = ()
     drift: Drift | None = None
     kl: tuple[float, ...] = ()

@@ -49,12 +49,16 @@ class Runs:
         self.decoded[job] = decoded
 
     def settled(self, beside: Job | None) -> tuple[Script, Sequence[Sequence[int]]]:
-        """Give what was decoded; raises BackendError where no side but the reference `beside` them began."""
+        """Give what was decoded; raises BackendError where no side but the reference `beside` them began.
+
+        Where all that began failed, nothing was forced.
+        """
         begun = (self.decoded.keys() - {beside}) or any(end.verdict == "fail" for end in self.ended.values())
-        if self.script is None or self.forced is None or not begun:
+        if self.script is None or not begun:
             reasons = "; ".join(f"{job.name}: {side.reason}" for job, side in self.ended.items())
-            raise BackendError(f"no side could be run ({reasons or 'only torch was asked for'})")
-        return self.script, self.forced
+            only_torch = "torch is held beside bundles; name a backend for them too"
+            raise BackendError(f"no side could be run ({reasons or only_torch})")
+        return self.script, self.forced or [()] * len(self.script.prompts)
 
     def _open(self, job: Job, decoded: Decoded) -> None:
         """Look at every block's output too, where the backend lets graphs be opened."""

@@ -47,11 +47,6 @@ def script(model: Model, steps: int, prompts: str | Path | None, text: str | Pat
             f"a prompt of {counted(longest, 'token')} and {counted(steps, 'step')} pass the bundle's "
             f"context of {context}; give fewer steps or shorter prompts"
         )
-    for row in found.prompts:
-        for token in row:
-            if not 0 <= token < model.bundle.model.vocab_size:
-                vocab = model.bundle.model.vocab_size
-                raise InputError(f"token id {token} is outside the vocabulary of {vocab}; give others")
     return found
 
 
@@ -84,7 +79,7 @@ def _prompts(model: Model, file: str | Path) -> list[list[int]]:
     else:
         try:
             rows = json.loads(content)
-        except json.JSONDecodeError as cause:
+        except (ValueError, RecursionError) as cause:  # too deep, or a number of thousands of digits
             raise InputError(f"{file}: is not JSON ({cause}); mend it, or name a text .txt") from cause
     if not isinstance(rows, list) or not rows:
         raise InputError(f'{file}: has no prompts; give a line each, or JSON like ["a text", [1, 2, 3]]')
@@ -100,6 +95,9 @@ def _row(model: Model, row: object, where: str) -> list[int]:
         raise InputError(f"{where} is neither a text nor a list of token ids; give one of the two")
     if not ids:
         raise InputError(f"{where} is empty; give at least one token")
+    vocab = model.bundle.model.vocab_size
+    if outside := [token for token in ids if not 0 <= token < vocab]:
+        raise InputError(f"{where}: token id {outside[0]} is outside the vocabulary of {vocab}; give others")
     return ids
 
 
@@ -117,6 +115,6 @@ def _read(file: str | Path) -> str:
             content = opened.read(FILE_CAP + 1)
         if len(content) > FILE_CAP:
             raise InputError(f"{file}: is larger than {FILE_CAP // 2**20} MiB; give a part of it")
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as cause:
         raise InputError(f"{file}: cannot be read as a text in UTF-8 ({cause}); give another") from cause

@@ -10,21 +10,25 @@ import numpy as np
 from mla_export.compare.decode import Decoded
 from mla_export.compare.held import Array, Held
 from mla_export.compare.layers import first_parted
-from mla_export.compare.result import Drift, Side, SideVerdict, Step
-from mla_export.judge import Greedy, compare, divergence, errors, greedy
+from mla_export.compare.result import Bulk, Drift, Side, SideVerdict, Step
+from mla_export.judge import Comparison, Greedy, compare, divergence, errors, greedy, ratio
 from mla_runtime.wording import counted
+
+KL_FACTOR = 4.0  # KL grows with the square of an error: twice the peer's
+FEWEST_TOKENS = 16  # of a prompt of which the median says something
 
 
 def judged(side: Side, decoded: Decoded, held: Held, prompts: Sequence[Sequence[int]]) -> Side:
     """Fill in what `side` computed and how it stands against the reference."""
     got, want = np.concatenate(decoded.logits), np.concatenate(held.want)
     logits = compare("forced tokens", got, want, held.budget, np.concatenate(held.tie))
-    limit = 2 * logits.errors.max_abs  # both of two logits may be off by the largest error that was measured
+    bulk = _bulk(decoded, held)
+    limit = 2 * _largest(logits, want, held)  # both of two logits may be off by so much
     tokens = tuple(_greedy(i, prompts[i], decoded, held, limit) for i in range(len(prompts)))
     parted = first_parted(held.layers)
     verdicts = {logits.verdict, *(one.verdict for one in tokens)}
     verdict: SideVerdict = "ambiguous" if "ambiguous" in verdicts else "pass"
-    if "fail" in verdicts or parted is not None:
+    if "fail" in verdicts or parted is not None or (bulk is not None and bulk.parted):
         verdict = "fail"
     finite = bool(np.isfinite(got).all())
     return replace(
@@ -32,6 +36,7 @@ def judged(side: Side, decoded: Decoded, held: Held, prompts: Sequence[Sequence[
         verdict=verdict,
         gate=held.gate,
         logits=logits,
+        bulk=bulk,
         steps=_steps(decoded, held, prompts) if finite else (),
         drift=_drift(decoded, held) if finite else None,
         kl=tuple(map(float, divergence(got, want))) if finite else (),
@@ -40,6 +45,42 @@ def judged(side: Side, decoded: Decoded, held: Held, prompts: Sequence[Sequence[
         greedy=tokens,
         seconds=decoded.seconds,
     )
+
+
+def _bulk(decoded: Decoded, held: Held) -> Bulk | None:
+    """Hold most tokens' KL, and each prompt's median token, to the peer's, where the gate is the median's."""
+    got, want = np.concatenate(decoded.logits), np.concatenate(held.want)
+    if held.peer is None or held.budget.judges != "median" or not np.isfinite(got).all():
+        return None
+    peer = _most(divergence(np.concatenate(held.peer), want))
+    found = Bulk(_most(divergence(got, want)), KL_FACTOR * peer, None, None, None)
+    if len(held.want[0]) < FEWEST_TOKENS:
+        return found
+    medians = [
+        (_median(side, want), held.budget.factor * _median(peer, want))
+        for side, want, peer in zip(decoded.logits, held.want, held.peer, strict=True)
+    ]
+    worst = max(range(len(medians)), key=lambda i: ratio(*medians[i]))
+    return replace(found, prompt=worst, prompt_rms=medians[worst][0], prompt_allowed=medians[worst][1])
+
+
+def _median(got: Array, want: Array) -> float:
+    """Give the RMS error of the median token of logits [n, V]."""
+    return float(np.median(np.sqrt(np.mean((got.astype(np.float64) - want) ** 2, axis=-1))))
+
+
+def _most(kl: Array) -> float:
+    """Give the mean of all but the twentieth that is largest: single routing flips are not rounding."""
+    kept = np.sort(kl)[: max(1, len(kl) - len(kl) // 20)]
+    return float(kept.mean())
+
+
+def _largest(logits: Comparison, want: Array, held: Held) -> float:
+    """Give the largest error that makes a near tie: what was measured, but no more than the peer's own."""
+    if held.peer is None:
+        return logits.errors.max_abs
+    peer = float(np.abs(np.concatenate(held.peer) - want).max())
+    return min(logits.errors.max_abs, max(peer, held.budget.max_abs))
 
 
 def _greedy(index: int, prompt: Sequence[int], decoded: Decoded, held: Held, limit: float) -> Greedy:

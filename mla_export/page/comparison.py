@@ -88,7 +88,8 @@ def _logits(found: Agreement) -> Html:
     gates = dict.fromkeys(side.gate.words for side in found.sides if side.gate is not None)
     note = (
         f"Allowed: {'; '.join(gates)}. Needs: the smallest factor that would have passed, of the one that is "
-        "allowed. Rank: the worst place of the reference's most likely token."
+        "allowed. Rank: the worst place of the reference's most likely token. Errors and the chart are of "
+        "all tokens; where the median token is judged, what is allowed is for that one."
     )
     return Html(table("Over all steps", header, rows, texts=(0, 1)) + element("p", note, class_="note"))
 

@@ -52,7 +52,7 @@ def _chart(ran: Sequence[Side], kind: Rows, name: str) -> Html:
         y,
         limits=limits_of(allowed),
     )
-    return figure(chart, "The worse of prompt and step, over all tokens.")
+    return figure(chart, "The worse of prompt and step: all tokens, or where it is judged the median one.")
 
 
 def _worst(ran: Sequence[Side]) -> Html:

@@ -55,7 +55,7 @@ def sentence(comparison: Agreement) -> str:
     if failed:
         parted = "is" if len(failed) == 1 else "are"
         of = counted(len(judged), "side")
-        said = f"{len(failed)} of {of} {parted} further from {comparison.reference} than may be"
+        said = f"{len(failed)} of {of} {parted} further off than may be from {comparison.reference}"
     elif judged:
         what = "The one side is" if len(judged) == 1 else f"All {len(judged)} sides are"
         said = f"{what} within what may differ from {comparison.reference}"
@@ -78,6 +78,16 @@ def reasons(side: Side) -> Iterator[str]:
             f"logits are off by {error(found.errors.rms)} RMS and {error(found.errors.max_abs)} at most, "
             f"{error(side.gate.rms)} and {error(side.gate.max_abs)} are allowed"
         )
+    if (bulk := side.bulk) is not None and bulk.parted:
+        yield (
+            f"fewer than half of its tokens are off: mean KL of all but the furthest 5 % {error(bulk.kl)}, "
+            f"{error(bulk.kl_allowed)} allowed"
+        )
+        if bulk.prompt is not None:
+            yield (
+                f"the median token of prompt {bulk.prompt + 1} is off by {error(bulk.prompt_rms)} RMS, "
+                f"{error(bulk.prompt_allowed)} allowed"
+            )
     lost = [row for row in side.greedy if row.verdict == "fail"]
     if lost:
         worst = max(lost, key=lambda row: row.margin or 0.0)

@@ -44,6 +44,7 @@ def side(
         verdict=verdict,
         gate=Gate(
             "computed",
+            "largest",
             4.0,
             size * 36,
             size * allowed,

@@ -251,7 +251,14 @@ def test_a_plot_that_cannot_be_written_is_an_error(quick, capsys, tmp_path):
     file = tmp_path / "nowhere" / "a.svg"
     code, _, err = run(capsys, "--like", str(SAMPLE), "--depths", "8", "--svg", str(file))
     assert code == 3
-    assert f"{file} cannot be written" in err
+    assert f"{file}: there is no folder" in err
+    kept = tmp_path / "kept.svg"
+    kept.write_text("mine")
+    code, _, err = run(capsys, "--like", str(SAMPLE), "--depths", "8", "--svg", str(kept))
+    assert (code, kept.read_text()) == (3, "mine")
+    assert "--force" in err
+    assert run(capsys, "--like", str(SAMPLE), "--depths", "8", "--svg", str(kept), "--force")[0] == 0
+    assert kept.read_text().startswith("<")
 
 
 @pytest.mark.parametrize("depths", ["0", "", "1k,x", "-4", "1.5k"])

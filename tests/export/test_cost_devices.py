@@ -79,8 +79,8 @@ def test_an_unknown_name_is_told_what_is_near(name: str, hint: str):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"memory_gib": 0}, r"devices\[0\]\.memory_gib: 0 is not a positive number"),
-        ({"bandwidth_gb_s": "50"}, r"bandwidth_gb_s: '50' is not a positive number"),
+        ({"memory_gib": 0}, r"devices\[0\]\.memory_gib: 0 is not a number of 1e-06 to 1e9"),
+        ({"bandwidth_gb_s": "50"}, r"bandwidth_gb_s: '50' is not a number of 1e-06 to 1e9"),
         ({"float_tflops": True}, r"float_tflops: True is not"),
         ({"int8_tops": -1}, r"int8_tops: -1 is not"),
         ({"reserved_gib": 32}, r"reserved_gib: 32 is not less than memory_gib 32"),

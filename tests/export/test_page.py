@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mla_export.compare.result import Agreement
+from mla_export.compare.result import Agreement, Bulk
 from mla_export.page import page
 from mla_export.page.html import POLICY, Html, element, markup, table
 from mla_export.page.results import Benchmark, Model, Results, Unmeasured, benchmark, model, result
@@ -104,7 +104,8 @@ def test_a_page_of_saved_results_is_that_of_the_results():
             [side("a on ort:cpu", 1e-6), failed(), absent()],
             "fail",
             "FAILED: out/int4-broken on ort:cpu, first in the latent rows of layer 2, in the prompt graph",
-            "1 of 2 sides is further from the checkpoint in float64 than may be, over 3 prompts and 24 steps "
+            "1 of 2 sides is further off than may be from the checkpoint in float64, over 3 prompts and 24 "
+            "steps "
             "each. Not run here: out/fp32 on tensorrt-rtx.",
         ),
         (
@@ -281,3 +282,10 @@ def test_a_side_looks_alike_in_every_chart():
     chart = made.partition("Steps: tokens a second by depth")[2].partition("</svg>")[0]
     assert f"mla-s{len(ran) - 1}" in chart
     assert "mla-s0" not in chart
+
+
+def test_what_breaks_fewer_than_half_of_the_tokens_is_said():
+    broken = replace(side("a", 0.1, "fail"), bulk=Bulk(2e-1, 1e-2, 4, 3e-1, 1e-1))
+    told = words(banner(replace(full(), comparisons=(replace(everything(), sides=(broken,)),))))
+    assert "mean KL of all but the furthest 5 % 2.0e-01, 1.0e-02 allowed" in told
+    assert "median token of prompt 5 is off by 3.0e-01 RMS, 1.0e-01 allowed" in told
