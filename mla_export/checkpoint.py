@@ -22,7 +22,7 @@ from mla_runtime.wording import counted
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "TensorInfo"]
+__all__ = ["Checkpoint", "TensorInfo", "differing"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -216,3 +216,8 @@ def _read_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, TensorIn
         if name not in tensors:
             raise CheckpointError(f"{folder / file}: lacks tensor {name!r}, which {_INDEX} puts there")
     return tensors
+
+
+def differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Name the files whose hashes differ, or that one of the two lacks."""
+    return sorted(name for name in {*first, *other} if first.get(name) != other.get(name))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from mla_runtime.errors import CapacityError
+from mla_runtime.wording import counted
 
 if TYPE_CHECKING:
     from mla_runtime import Model
@@ -36,3 +40,13 @@ def default_prompts(model: Model, steps: int) -> list[list[int]]:
         ids = [token for row in rows for token in row]
         rows.append((ids * (beyond // len(ids) + 1))[:beyond])
     return rows
+
+
+def check_room(prompts: Sequence[Sequence[int]], steps: int, context: int) -> None:
+    """Raise CapacityError where a prompt and `steps` tokens after it pass a context."""
+    longest = max(map(len, prompts))
+    if longest + steps > context:
+        raise CapacityError(
+            f"a prompt of {counted(longest, 'token')} and {counted(steps, 'step')} pass the bundle's "
+            f"context of {context}; give fewer steps or shorter prompts"
+        )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mla_export import progress
+from mla_export.compare.sides import CPU, TORCH, jobs, opened, reference_job
 from mla_export.inspect import inspect
 from mla_export.page.results import Benchmark, Results, Unmeasured, benchmark, model
 from mla_runtime.bundle import Bundle
@@ -17,8 +18,6 @@ from mla_runtime.errors import InputError
 
 DEPTHS = (0, 512, 2048)
 PROMPT = 512  # tokens that are timed behind the deepest
-CPU = "ort:cpu"
-TORCH = "torch"  # a side of a comparison, and nothing that `bench` runs
 
 
 def gather(
@@ -38,7 +37,6 @@ def gather(
     Raises what `compare` raises, before anything is measured.
     """
     from mla_export.compare.agreement import compare
-    from mla_export.compare.sides import jobs, opened, reference_job
 
     found = opened(bundles)
     todo = jobs(found, [CPU] if backends is None else backends)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import mla_runtime
 from mla_export import progress
+from mla_export.checkpoint import differing
 from mla_export.drive import Drive, drive
 from mla_export.judge import Verdict
-from mla_export.prompts import default_prompts
+from mla_export.prompts import check_room, default_prompts
 from mla_export.verification import Check, Verification
 from mla_runtime import backends
-from mla_runtime.errors import BundleError, CapacityError, InputError, VerificationError
-from mla_runtime.wording import counted
+from mla_runtime.errors import BundleError, InputError, VerificationError
 
 if TYPE_CHECKING:
     from mla_export.checkpoint import Checkpoint
@@ -132,10 +132,8 @@ def _source(bundle: mla_runtime.Bundle, checkpoint: Checkpoint) -> Check:
     size = sum(file.stat().st_size for file in checkpoint.files())
     with progress.task("hashing the checkpoint", size, "bytes") as advance:
         found = checkpoint.hashes(advance)
-    wanted = bundle.manifest.source
-    differing = sorted(f for f in {*found, *wanted} if found.get(f) != wanted.get(f))
-    if differing:
-        shown = ", ".join(differing[:5])
+    if other := differing(found, bundle.manifest.source):
+        shown = ", ".join(other[:5])
         return Check(
             name, "fail", f"other than when the bundle was made: {shown}; nothing was compared with it"
         )
@@ -147,12 +145,7 @@ def _fitting(
 ) -> Sequence[Sequence[int]]:
     if not prompts:
         raise InputError("no prompts to verify with; give at least one row of token ids")
-    longest, context = max(map(len, prompts)), bundle.model.max_context
-    if longest + steps > context:
-        raise CapacityError(
-            f"a prompt of {counted(longest, 'token')} and {counted(steps, 'step')} pass the bundle's "
-            f"context of {context}; give fewer steps or shorter prompts"
-        )
+    check_room(prompts, steps, bundle.model.max_context)
     return prompts
 
 

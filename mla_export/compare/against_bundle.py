@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mla_export.compare.decode import Decoded, Layers
+from mla_export.compare.decode import Decoded, Layers, forced_logits
 from mla_export.compare.held import Held, Rowed
 from mla_export.compare.layers import Seen, layer_errors
 from mla_export.compare.result import Gate, LayerError
@@ -32,7 +32,8 @@ def hold(
     prompt_of = {row: prompt for own in rowed.own for prompt, row in enumerate(own)}
     for row in range(count, len(rowed.rows)):
         prompt = rowed.prompts[prompt_of[row]]
-        logits.append(_forced(model, prompt, rowed.rows[row][len(prompt) :]))
+        tokens = rowed.rows[row][len(prompt) :]
+        logits.append(forced_logits(model, prompt, tokens, rowed.steps)[0])
     size = float(np.sqrt(np.mean(np.concatenate(logits[:count]).astype(np.float64) ** 2)))
     none = [np.zeros(1 + rowed.steps, dtype=bool)] * count
     held = []
@@ -68,10 +69,3 @@ def fixed_share(formats: Formats) -> tuple[str, float]:
 
 def _of(layers: Layers, layer: int) -> list[Array]:
     return [prompt[layer].astype(np.float64) for prompt in layers]
-
-
-def _forced(model: Model, prompt: Sequence[int], tokens: Sequence[int]) -> Array:
-    with model.session(max_context=len(prompt) + len(tokens)) as session:
-        logits = [session.prefill([prompt])[0].copy()]
-        logits += [session.step([token])[0].copy() for token in tokens]
-    return np.stack(logits)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from mla_export import progress
+from mla_export.checkpoint import Checkpoint, differing
 from mla_export.compare.decode import Decoded
 from mla_export.compare.held import Held, Rowed
 from mla_export.compare.result import Agreement, Side
@@ -18,7 +19,6 @@ from mla_export.compare.sides import (
     CPU,
     TORCH,
     Job,
-    differing,
     jobs,
     opened,
     reference_job,
@@ -104,7 +104,6 @@ def compare(
 
 def _source(checkpoint: str | Path, bundle: Bundle) -> Reference:
     """Open the checkpoint that the bundles were made from; raises InputError for another one."""
-    from mla_export.checkpoint import Checkpoint
     from mla_export.reference import Reference
 
     source = Checkpoint.open(checkpoint)

@@ -25,7 +25,7 @@ from mla_export.compare.result import Bisection, OperatorError, Side
 from mla_export.compare.sides import CPU, Job
 from mla_export.geometry_json import geometry_from
 from mla_export.layout import layout
-from mla_export.open_graph import OneSequence
+from mla_export.open_graph import OneSequence, OpenGraph
 from mla_export.plan import Plan
 from mla_export.reference import Reference
 from mla_export.trace import trace
@@ -115,7 +115,7 @@ class _Seen:
         row, ids = rowed.rows[prompt], rowed.prompts[prompt]
         sequence, start = OneSequence(bundle, len(row)), 0
         present = [tensor.present for tensor in bundle.cache]
-        graphs: dict[Phase, Any] = {}
+        graphs: dict[Phase, OpenGraph] = {}
         for phase, part in calls(bundle, len(ids), row):
             last = start + len(part) > position
             inputs = sequence.inputs(part, [len(part) - 1])

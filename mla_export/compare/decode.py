@@ -45,7 +45,7 @@ def decode(
     with progress.task(f"{model.backend.name}, prompt by prompt", len(prompts)) as advance:
         for index, prompt in enumerate(prompts):
             given = None if forced is None else forced[index]
-            logits, rows = _forced(model, prompt, given, steps)
+            logits, rows = forced_logits(model, prompt, given, steps)
             found.logits.append(logits)
             seen.append(_cached(model.bundle, rows))
             own = logits.argmax(axis=-1).tolist()
@@ -58,9 +58,10 @@ def decode(
     return found
 
 
-def _forced(
+def forced_logits(
     model: Model, prompt: Sequence[int], given: Sequence[int] | None, steps: int
 ) -> tuple[Array, dict[str, Array]]:
+    """Give logits [1 + steps, V] after a prompt and each given token (None: greedy ones), and the cache."""
     with model.session(max_context=len(prompt) + steps) as session:
         logits = [session.prefill([prompt])[0].copy()]
         for step in range(steps):

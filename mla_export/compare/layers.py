@@ -82,10 +82,7 @@ def layer_errors(
 
 
 def first_parted(errors: Sequence[LayerError]) -> LayerError | None:
-    """Give the first rows beyond what is allowed, in the order in which a layer makes them.
-
-    A phase of which a layer parts further back is not the first: prompts come before steps of one layer only.
-    """
+    """Give the first rows beyond what is allowed: by layer, then as it makes them, prompts before steps."""
     order = sorted(errors, key=lambda e: (e.layer, KINDS.index(e.rows), ("prompt", "step").index(e.phase)))
     return next((error for error in order if error.parted), None)
 
@@ -121,9 +118,7 @@ def _cosine(seen: Seen, masks: Sequence[Array]) -> float:
     dot = got2 = want2 = 0.0
     for got, want, mask in zip(seen.got, seen.want, masks, strict=True):
         a, b = got[mask].astype(np.float64), want[mask]
-        dot, got2, want2 = (
-            dot + float((a * b).sum()),
-            got2 + float((a * a).sum()),
-            want2 + float((b * b).sum()),
-        )
+        dot += float((a * b).sum())
+        got2 += float((a * a).sum())
+        want2 += float((b * b).sum())
     return dot / max(float(np.sqrt(got2 * want2)), float(np.finfo(np.float64).tiny))

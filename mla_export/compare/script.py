@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mla_export.prompts import default_prompts
+from mla_export.prompts import check_room, default_prompts
 from mla_runtime import Model
-from mla_runtime.errors import CapacityError, InputError
+from mla_runtime.errors import InputError
 from mla_runtime.wording import counted
 
 PIECES = 8  # of a text, from all over it
@@ -41,12 +41,7 @@ def script(model: Model, steps: int, prompts: str | Path | None, text: str | Pat
     else:
         rows = default_prompts(model, steps) if prompts is None else _prompts(model, prompts)
         found = Script(tuple(map(tuple, rows)), None, "greedy tokens of the first side")
-    longest, context = max(map(len, found.prompts)), model.bundle.model.max_context
-    if longest + steps > context:
-        raise CapacityError(
-            f"a prompt of {counted(longest, 'token')} and {counted(steps, 'step')} pass the bundle's "
-            f"context of {context}; give fewer steps or shorter prompts"
-        )
+    check_room(found.prompts, steps, model.bundle.model.max_context)
     return found
 
 

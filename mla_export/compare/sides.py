@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mla_export.checkpoint import differing
 from mla_export.compare.result import Side, SideVerdict
 from mla_runtime import backends
 from mla_runtime.backends.base import Backend
@@ -79,11 +80,6 @@ def _check_context(first: Bundle, other: Bundle) -> None:
             f"{first.path} has a context of {first.model.max_context} and {other.path} of "
             f"{other.model.max_context}; export them with one --max-context"
         )
-
-
-def differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """Name the files whose hashes differ, or that one of the two lacks."""
-    return sorted(name for name in {*first, *other} if first.get(name) != other.get(name))
 
 
 def jobs(bundles: Sequence[Bundle], names: Sequence[str]) -> list[Job]:
