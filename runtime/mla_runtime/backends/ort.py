@@ -74,6 +74,11 @@ class OrtBackend:
         for phase in PHASES[:1] if self._single else PHASES:
             self._graphs[phase, self._single] = self._load(phase, packed=self._single)
 
+    @property
+    def chunk(self) -> int:
+        """What the bundle says: ONNX Runtime takes any number."""
+        return self._bundle.chunk
+
     def width(self, phase: Phase, new: int) -> int:
         """Give `new`: ONNX Runtime's CPU provider takes every shape as it comes."""
         del phase

@@ -15,6 +15,7 @@ from mla_runtime.bundle import Bundle
 from mla_runtime.cache import bucket
 from mla_runtime.errors import BackendError, CapacityError
 from mla_runtime.manifest import Phase
+from mla_runtime.top import Finite, Top, top_of
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +42,14 @@ class _Buffers:
     def nbytes(self) -> int:
         """Bytes of the buffers; rows of a single sequence that were never written are not resident."""
         return sum(rows.nbytes for rows in self._rows)
+
+    def run(self, call: Call) -> Float32:
+        """Compute logits; each kind shows its cache in its own way."""
+        raise NotImplementedError
+
+    def top(self, call: Call, count: int) -> tuple[Top, Finite]:
+        """Compute logits and find the best of them: they are in this memory anyway."""
+        return top_of(self.run(call), count)
 
     def rows(self, sequence: int, count: int) -> dict[str, Array]:
         """Copy the first `count` rows [count, *row] of a sequence out, by the name of their `past` input."""
