@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 
 import mla_runtime
-from mla_export.export import export
-from tests.checkpoints import make_checkpoint
-from tests.quick_trace import quick_tracing
-from tests.runtime.handmade import make_bundle, manifest
-from tests.runtime.rig import Rig, make_rig
+from tests.runtime.handmade import make_bundle
+from tests.runtime.rig import Rig, make_bundles, make_rig
 
 
 @pytest.fixture(autouse=True)
@@ -43,19 +40,7 @@ def model(bundle: Path) -> Iterator[mla_runtime.Model]:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A handmade one, and real ones: experts with a float cache, int8 rows, rotary keys in int8 or not."""
-    root = tmp_path_factory.mktemp("bundles")
-    wide = manifest()["graphs"] | {"prompt": {"file": "prompt.onnx", "chunk": 128}}
-    found = {"handmade": make_bundle(root / "handmade"), "wide": make_bundle(root / "wide", graphs=wide)}
-    with quick_tracing():
-        for name, family, options in (
-            ("float", "deepseek_v3", {}),
-            ("int8", "deepseek_v2", {"cache": "int8"}),
-            ("int8 rope", "minicpm3", {"cache": "int8", "cache_rope": "int8"}),
-        ):
-            source = make_checkpoint(root / f"{family}-checkpoint", family, num_hidden_layers=2)
-            found[name] = export(source, root / name.replace(" ", "-"), max_context=512, chunk=16, **options)
-    return found
+    return make_bundles(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture

@@ -71,6 +71,16 @@ class FakeDevice:
         assert not self.pinned_bytes
         self.closed = True
 
+    def read(self, address: int, nbytes: int) -> np.ndarray:
+        return self.view(address, nbytes).copy()
+
+    def write(self, address: int, raw: np.ndarray) -> None:
+        self.view(address, len(raw))[:] = raw
+
+    def later(self, handle: int, op: Op) -> None:
+        """Queue what a kernel of someone else's would do."""
+        next(stream for stream in self.streams if stream.handle == handle).do(op)
+
     def view(self, address: int, nbytes: int, dtype: Any = np.uint8) -> np.ndarray:
         """The memory there; fails unless all of it was allocated as one."""
         starts = sorted(self.blocks)

@@ -22,7 +22,6 @@ from mla_runtime.bundle import Bundle
 from mla_runtime.engines import log
 from mla_runtime.engines.flavour import FLAVOURS, Library
 from mla_runtime.engines.record import Built, EngineFile, Limits, Outside
-from tests.runtime.fake_device import FakeDevice
 
 RUBBISH = 0xEE
 TYPES = {
@@ -74,9 +73,12 @@ class Config:
 
 @dataclass
 class Bindings:
-    """A module such as `tensorrt_rtx`; `capturable` is what contexts say, `refuse` fails an engine's runs."""
+    """A module such as `tensorrt_rtx`; `capturable` is what contexts say, `refuse` fails an engine's runs.
 
-    device: FakeDevice
+    `device` reads and writes memory by its address.
+    """
+
+    device: Any
     capturable: bool = True
     refuse: bool = False
     poison: Any = None
@@ -185,8 +187,7 @@ class Context:
         assert self.memory[1] >= self.update_device_memory_size_for_shapes()
         shapes, addresses, memory = dict(self.shapes), dict(self.addresses), self.memory
         graph = self.engine.graphs[self.profile]
-        stream = next(s for s in trt.device.streams if s.handle == handle)
-        stream.do(lambda: run(trt, graph, shapes, addresses, memory))
+        trt.device.later(handle, lambda: run(trt, graph, shapes, addresses, memory))
         return True
 
 
@@ -208,17 +209,17 @@ def run(
         dtype = np.dtype(TYPES[tensor.type])
         shape = shapes[tensor.name]
         nbytes = int(np.prod(shape)) * dtype.itemsize
-        given[tensor.name] = trt.device.view(addresses[tensor.name], nbytes, dtype).reshape(shape).copy()
+        given[tensor.name] = trt.device.read(addresses[tensor.name], nbytes).view(dtype).reshape(shape)
     found = graph.run(None, given)
-    trt.device.view(*memory).fill(RUBBISH)
+    trt.device.write(memory[0], np.full(memory[1], RUBBISH, dtype=np.uint8))
     for tensor, value in zip(graph.get_outputs(), found, strict=True):
         if tensor.name == "logits" and trt.poison is not None:
             value.reshape(-1)[-1] = trt.poison
-        target = trt.device.view(addresses[tensor.name], value.nbytes, value.dtype)
-        target[:] = value.reshape(-1)
+        raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        trt.device.write(addresses[tensor.name], raw)
 
 
-def library(device: FakeDevice, flavour: str = "tensorrt-rtx") -> Library:
+def library(device: Any, flavour: str = "tensorrt-rtx") -> Library:
     return Library(FLAVOURS[flavour], Bindings(device))
 
 

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 import mla_runtime
+from mla_export.export import export
 from mla_runtime.backends.tensorrt import TensorrtBackend
 from mla_runtime.bundle import Bundle
 from mla_runtime.engines.record import Limits
 from mla_runtime.model import Model
+from tests.checkpoints import make_checkpoint
+from tests.quick_trace import quick_tracing
 from tests.runtime import fake_tensorrt
 from tests.runtime.fake_device import FakeDevice
+from tests.runtime.handmade import make_bundle, manifest
 
 # The same sums over more masked rows: the handmade model's logits are about 1, others' about 10.
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -36,9 +40,9 @@ class Rig:
         return session._buffers.steps  # type: ignore[attr-defined]
 
 
-def make_rig(bundle: Path, folder: Path, limits: Limits = LIMITS, **options: Any) -> Rig:
+def make_rig(bundle: Path, folder: Path, limits: Limits = LIMITS, device: Any = None, **options: Any) -> Rig:
     opened = Bundle.open(bundle)
-    device = FakeDevice()
+    device = FakeDevice() if device is None else device
     library = fake_tensorrt.library(device)
     built = fake_tensorrt.build(opened, folder, limits, **options)
     backend = TensorrtBackend(opened, library, built, folder, device)  # type: ignore[arg-type]
@@ -61,3 +65,18 @@ def same_rows(one: mla_runtime.Session, other: mla_runtime.Session, name: str = 
                 assert np.abs(rows.astype(int) - found[name]).max() <= 1
             else:
                 np.testing.assert_allclose(found[name].astype(float), rows.astype(float), **close)
+
+
+def make_bundles(root: Path) -> dict[str, Path]:
+    """A handmade one, and real ones: experts with a float cache, int8 rows, rotary keys in int8 or not."""
+    wide = manifest()["graphs"] | {"prompt": {"file": "prompt.onnx", "chunk": 128}}
+    found = {"handmade": make_bundle(root / "handmade"), "wide": make_bundle(root / "wide", graphs=wide)}
+    with quick_tracing():
+        for name, family, options in (
+            ("float", "deepseek_v3", {}),
+            ("int8", "deepseek_v2", {"cache": "int8"}),
+            ("int8 rope", "minicpm3", {"cache": "int8", "cache_rope": "int8"}),
+        ):
+            source = make_checkpoint(root / f"{family}-checkpoint", family, num_hidden_layers=2)
+            found[name] = export(source, root / name.replace(" ", "-"), max_context=512, chunk=16, **options)
+    return found

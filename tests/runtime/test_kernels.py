@@ -44,7 +44,7 @@ def test_source_that_does_not_compile_is_told_with_the_log() -> None:
 
 
 def test_a_card_that_nvrtc_does_not_know_is_told() -> None:
-    with pytest.raises(BackendError, match="sm19: .*gpu-architecture"):
+    with pytest.raises(BackendError, match=r"sm19: .*gpu-architecture"):
         compile_cubin(kernels.SOURCE, "sm19")
 
 

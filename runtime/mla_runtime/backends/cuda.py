@@ -29,8 +29,9 @@ class Driver:
         try:
             from cuda.bindings import driver
         except ImportError as cause:
+            extra = needed_by.removeprefix("tensorrt-")
             msg = f"backend {needed_by}: cuda-bindings is not installed ({cause}); install it with: "
-            raise BackendError(f"{msg}pip install 'mla-export[rtx]'") from cause
+            raise BackendError(f"{msg}pip install 'mla-export[{extra}]'") from cause
         self.api = driver
         try:
             self.call("cuInit", 0)
@@ -67,7 +68,8 @@ class Device:
         self._shares_memory = bool(self._attribute(kinds.CU_DEVICE_ATTRIBUTE_INTEGRATED))
         self._context = call("cuDevicePrimaryCtxRetain", self._handle)
         self.enter()
-        self._module = call("cuModuleLoadData", compile_cubin(kernels.SOURCE, self.card))
+        cubin = np.frombuffer(compile_cubin(kernels.SOURCE, self.card), dtype=np.uint8)
+        self._module = call("cuModuleLoadData", cubin.ctypes.data)
         self.functions = {
             name: call("cuModuleGetFunction", self._module, name.encode()) for name in kernels.NAMES
         }
