@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from mla_graphs.storage import Bits
 from mla_runtime.errors import ExportError
-
-Bits: TypeAlias = Literal[4, 8]
 
 # Shares of a group's largest value that are tried as the end of its range; what is beyond is clipped. For
 # bell-shaped weights in 4 bits the best is near 0.95 in groups of 32 and near 0.85 in groups of 128.

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mla_export.quantize.blocks import Bits, Quantized, grouped, limits, reciprocal, search_scales
+from mla_export.quantize.blocks import Quantized, grouped, limits, reciprocal, search_scales
 from mla_export.quantize.statistics import Curvature, Statistics
+from mla_graphs.storage import Bits
 
 # Rows at a time: bounds the memory, and keeps a block of inputs in a core's cache.
 _ROWS = 4096
@@ -31,7 +32,9 @@ def quantize_calibrated(
     scale_dtype: torch.dtype = torch.float32,
     name: str = "weight",
 ) -> Quantized:
-    """Quantise a weight [out, in] for inputs like those that `statistics` has seen; `group` divides 128.
+    """Quantise a weight [out, in] for inputs like those that `statistics` has seen.
+
+    `group` divides 128, or is all inputs.
 
     Scales are searched group by group as in `quantize_blocks`, on the weights as they then stand, with each
     input weighed by its second moment. Works on `_ROWS` rows at a time, which it needs four times in float32.
