@@ -69,9 +69,14 @@ class Calibrated:
         if moments is None:
             return searched(parameter, matrix, expert)
         name = parameter.name if expert is None else f"{parameter.name}[{expert}]"
-        group = storage.group(parameter.matrix.inputs)
         return quantize_calibrated(
-            matrix, storage.bits, group, moments, scale_dtype=scale_dtype(parameter), name=name
+            matrix,
+            storage.bits,
+            storage.group(parameter.matrix.inputs),
+            moments,
+            scale_dtype=scale_dtype(parameter),
+            positive=storage.positive(parameter.matrix),
+            name=name,
         )
 
     def _place(self, parameter: Parameter) -> tuple[int, str] | None:

@@ -35,9 +35,13 @@ def searched(parameter: Parameter, matrix: Tensor, expert: int | None) -> Quanti
     del expert
     storage = parameter.storage
     assert storage is not None  # noqa: S101 - a quantiser is asked for codes only
-    group = storage.group(parameter.matrix.inputs)
     return quantize_blocks(
-        matrix, storage.bits, group, scale_dtype=scale_dtype(parameter), name=parameter.name
+        matrix,
+        storage.bits,
+        storage.group(parameter.matrix.inputs),
+        scale_dtype=scale_dtype(parameter),
+        positive=storage.positive(parameter.matrix),
+        name=parameter.name,
     )
 
 

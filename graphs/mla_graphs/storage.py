@@ -67,6 +67,10 @@ class Storage(Protocol):
         """Give how many inputs of an output share a scale."""
         ...
 
+    def positive(self, matrix: Matrix) -> bool:
+        """Tell whether scales have to be above zero."""
+        ...
+
     def codes(self, matrix: Matrix) -> Codes:
         """Give what the codes are written as."""
         ...
@@ -96,6 +100,11 @@ class Blocks:
         """Give the size of a block."""
         del inputs
         return self.size
+
+    def positive(self, matrix: Matrix) -> bool:
+        """No."""
+        del matrix
+        return False
 
     def codes(self, matrix: Matrix) -> Codes:
         """uint8 [..., out, groups, size · bits / 8]."""
@@ -128,6 +137,10 @@ class Channels:
         """Give all inputs."""
         return inputs
 
+    def positive(self, matrix: Matrix) -> bool:
+        """As TensorRT wants of `DequantizeLinear`, which a stack does not come by."""
+        return not matrix.stack
+
     def codes(self, matrix: Matrix) -> Codes:
         """int8 [..., in, out], as rows [out, in]."""
         *stack, out = matrix.outputs
@@ -155,6 +168,10 @@ class Groups:
         """Give the size of a group."""
         del inputs
         return self.size
+
+    def positive(self, matrix: Matrix) -> bool:
+        """As TensorRT wants of `DequantizeLinear`, which a stack does not come by."""
+        return not matrix.stack
 
     def codes(self, matrix: Matrix) -> Codes:
         """int4 [in, out]; of a stack int8 [E, in / 2, out]."""

@@ -15,10 +15,19 @@ Values = list[ir.Value]
 
 def _linear(b: Builder, call: Call) -> Values:
     weight = codes.weight(call, 1)
-    if weight is not None:
-        x, _, *bias = call.inputs
-        call = dataclasses.replace(call, inputs=[x, weight.matrix(b, "weight"), *bias])
-    return dense.RULES["Linear"](b, call)
+    if weight is None:
+        return dense.RULES["Linear"](b, call)
+    x, _, *bias = call.inputs
+    matrix = weight.matrix(b, "weight")
+    if not isinstance(weight, ChannelWeight):
+        return dense.RULES["Linear"](b, dataclasses.replace(call, inputs=[x, matrix, *bias]))
+    # beside x of three axes TensorRT 1.7 copies codes that are inputs before it multiplies with them
+    rows = b.op("Reshape", x, b.ints(-1, call.size(1, 0)), name="rows")
+    found = b.op("MatMul", rows, matrix, name="product")
+    if bias:
+        found = b.op("Add", found, bias[0], name="biased")
+    shape = b.op("Concat", b.op("Shape", x, end=-1, name="leading"), b.ints(-1), axis=0, name="shape")
+    return [b.op("Reshape", found, shape)]
 
 
 def _logits(b: Builder, call: Call) -> Values:
