@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -249,6 +251,18 @@ def test_what_is_no_onnx_file(tmp_path, damage):
     path.write_bytes(damage)
     with pytest.raises(BundleError, match="not an ONNX file"):
         read(path)
+
+
+def test_damaged_files_are_read_or_refused(tmp_path):
+    whole = made.blocks().SerializeToString()
+    path = tmp_path / "step.onnx"
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole[: int(random.integers(1, len(whole) + 1))])
+        damaged[int(random.integers(len(damaged)))] = int(random.integers(256))
+        path.write_bytes(damaged)
+        with contextlib.suppress(BundleError):
+            list(typed_nodes(read(path)))
 
 
 def test_graphs_in_graphs_without_end_are_refused(tmp_path):

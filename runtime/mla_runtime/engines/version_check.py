@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from mla_runtime.bundle import Bundle
 from mla_runtime.engines import limits
@@ -26,8 +26,8 @@ _FOREIGN = {"uint8", "int16", "uint16", "uint32", "uint64", "string", "uint4"}
 class Problem:
     """What a version does not take, or is not known to: `certain` tells these apart.
 
-    `node` is the first of `count` nodes that it is said of, None where it is of the whole graph; `what` is a
-    clause without a subject, `instead` what to choose; `sources` are keys of the table's sources.
+    `node` is the first of `count` nodes that it is said of, None where it is of the whole graph; `what`
+    says it after the version's name, `instead` what to choose; `sources` are keys of the table's.
     """
 
     phase: Phase | None
@@ -44,6 +44,10 @@ class Problem:
         """Part of the model that the node belongs to, like `layer 3, attention`."""
         return None if self.node is None else part(self.node)
 
+    def as_json(self) -> dict[str, Any]:
+        """Give everything as plain JSON values."""
+        return {**asdict(self), "part": self.part, "sources": [table().sources[key] for key in self.sources]}
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -59,6 +63,16 @@ class Report:
         if any(problem.certain for problem in self.problems):
             return "refused"
         return "uncertain" if self.problems else "builds"
+
+    def as_json(self) -> dict[str, Any]:
+        """Give everything as plain JSON values."""
+        return {
+            "flavour": self.version.flavour,
+            "version": dotted(self.version.number),
+            "jetpacks": list(self.jetpacks),
+            "verdict": self.verdict,
+            "problems": [problem.as_json() for problem in self.problems],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +104,9 @@ def check(bundle: Bundle | Graphs, version: Version) -> list[Problem]:
         what = f"is older than {dotted(oldest)}, the oldest that this toolkit builds for"
         return [Problem(None, None, None, 1, True, what, "install a newer one", ())]
     if not version.known:
-        what = "is told of by no source: what its parser takes is not known"
-        return [Problem(None, None, None, 1, False, what, "try it, or use a version that is known", ())]
+        newest = max(row.number for row in table().versions[version.flavour])
+        what, instead = "no source tells what its parser takes", f"use {dotted(newest)} or later"
+        return [Problem(None, None, None, 1, False, what, instead, ())]
     known = table()
     found = [*_opset(graphs, version, known)]
     for phase, typed in graphs.nodes:
