@@ -10,7 +10,7 @@ _LOGGERS: dict[str, Any] = {}
 
 
 def logger(trt: Any) -> Any:
-    """Give the logger of the bindings `trt`, which keep the first that they see for the process's life."""
+    """Give the logger of the bindings `trt`, which keep the first they see for the life of the process."""
     if trt.__name__ not in _LOGGERS:
         _LOGGERS[trt.__name__] = _make(trt)
     return _LOGGERS[trt.__name__]
