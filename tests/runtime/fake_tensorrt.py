@@ -223,8 +223,8 @@ def library(device: Any, flavour: str = "tensorrt-rtx") -> Library:
     return Library(FLAVOURS[flavour], Bindings(device))
 
 
-def build(bundle: Bundle, folder: Path, limits: Limits, *, single: bool = False) -> Built:
-    """Write engines of `bundle` into `folder`; `single`: one of them with two profiles."""
+def outside_of(bundle: Bundle) -> list[Outside]:
+    """Every weight of the step graph that lies in a file."""
     outside = []
     graph = onnx.load(bundle.paths[bundle.graph("step").file], load_external_data=False).graph
     for tensor in graph.initializer:
@@ -233,6 +233,12 @@ def build(bundle: Bundle, folder: Path, limits: Limits, *, single: bool = False)
         if dtype is not None and place:
             shape, offset = tuple(tensor.dims), int(place.get("offset", 0))
             outside.append(Outside(tensor.name, dtype, shape, place["location"], offset))
+    return outside
+
+
+def build(bundle: Bundle, folder: Path, limits: Limits, *, single: bool = False) -> Built:
+    """Write engines of `bundle` into `folder`; `single`: one of them with two profiles."""
+    outside = outside_of(bundle)
     folder.mkdir(parents=True)
     paths = {phase: str(bundle.paths[bundle.graph(phase).file]) for phase in ("step", "prompt")}
     groups = [("step", "prompt")] if single else [("step",), ("prompt",)]

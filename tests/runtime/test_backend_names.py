@@ -37,8 +37,8 @@ def test_a_missing_driver_is_one_sentence_that_says_what_can_be_done(
     with pytest.raises(BackendError) as raised:
         mla_runtime.open(bundle, backend=name)
     assert str(raised.value) == (
-        f'backend {name}: no CUDA driver and GPU to run on (Failure finding "libcuda.so"); '
-        "build for a named card with: mla-export build --for sm89"
+        f"backend {name}: no CUDA driver is here; "
+        "build for a named card with: mla-export build BUNDLE --for sm89"
     )
 
 

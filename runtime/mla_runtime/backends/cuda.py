@@ -33,11 +33,13 @@ class Driver:
             msg = f"backend {needed_by}: cuda-bindings is not installed ({cause}); install it with: "
             raise BackendError(f"{msg}pip install 'mla-export[{extra}]'") from cause
         self.api = driver
+        instead = "; build for a named card with: mla-export build BUNDLE --for sm89"
         try:
             self.call("cuInit", 0)
-        except (RuntimeError, BackendError) as cause:  # the first where there is no driver at all
-            msg = f"backend {needed_by}: no CUDA driver and GPU to run on ({_first_line(cause)}); "
-            raise BackendError(f"{msg}build for a named card with: mla-export build --for sm89") from cause
+        except RuntimeError as cause:  # what the bindings raise where there is no driver to load
+            raise BackendError(f"backend {needed_by}: no CUDA driver is here{instead}") from cause
+        except BackendError as cause:
+            raise BackendError(f"backend {needed_by}: no GPU is here ({cause}){instead}") from cause
 
     def call(self, name: str, *args: Any) -> Any:
         """Call a function of the driver; give what it returns, or None. Raises `BackendError`."""
@@ -191,7 +193,3 @@ def _available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
         return 0
     lines = (line.split() for line in meminfo.read_text().splitlines())
     return next((int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"), 0)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

@@ -105,6 +105,18 @@ class Library:
             if not config.set_compute_capability(kind, place):
                 raise EngineError(f"{self.flavour.name} {self.version} refuses to compile for {card}")
 
+    def allow_recording(self, config: Any) -> None:
+        """Ask for an engine that allocates nothing when it runs, which a CUDA graph could not hold."""
+        flag = getattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+        if flag is not None:
+            config.set_flag(flag)
+
+    def shrink_activations(self, config: Any) -> None:
+        """Ask for an engine whose activations take what the shapes at hand need, not the largest ones."""
+        feature = getattr(self.trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+        if feature is not None:
+            config.set_preview_feature(feature, True)
+
     def load_engine(self, plan: bytes, where: str) -> Any:
         """Load a serialised engine onto the current device; raises `EngineError` for one it refuses."""
         with log.errors(self.trt) as errors:
