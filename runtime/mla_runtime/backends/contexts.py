@@ -37,7 +37,11 @@ class Context:
         for name, shape in shapes.items():
             if name in self._inputs and not self._raw.set_input_shape(name, shape):
                 raise EngineError(f"the engine refuses {name} of shape {shape}: {self._said()}")
-        return int(self._raw.update_device_memory_size_for_shapes())
+        with log.errors(self._library.trt) as errors:
+            nbytes = int(self._raw.update_device_memory_size_for_shapes())
+        if errors:
+            raise EngineError(f"the engine refuses the shapes {dict(shapes)}: {self._said()}")
+        return nbytes
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Set where every input and output of the engine lies."""
@@ -74,16 +78,21 @@ class Engines:
 
     def __init__(self, library: Library, built: Built, folder: Path) -> None:
         self._library = library
-        self._loaded = {entry.file: self._load(folder / entry.file, entry) for entry in built.engines}
+        self._runtime = library.runtime()
+        loaded = {entry.file: self._load(folder / entry.file, entry) for entry in built.engines}
         self._of: dict[Phase, tuple[Any, int]] = {
-            phase: (self._loaded[built.engine(phase).file], built.engine(phase).profiles[phase])
-            for phase in PHASES
+            phase: (loaded[built.engine(phase).file], built.engine(phase).profiles[phase]) for phase in PHASES
         }
 
     def context(self, phase: Phase, stream: int, *, fixed: bool) -> Context:
         """Make a context for a phase; `fixed` where its shapes are set once."""
         engine, profile = self._of[phase]
         return Context(self._library, engine, profile, stream, fixed=fixed)
+
+    def close(self) -> None:
+        """Free the engines; no context of theirs may be left."""
+        self._of.clear()
+        self._runtime = None
 
     def _load(self, path: Path, entry: EngineFile) -> Any:
         try:
@@ -93,4 +102,4 @@ class Engines:
         # An engine is code: what is loaded is what was hashed, not what lies there a moment later.
         if len(plan) != entry.size or hashlib.sha256(plan).hexdigest() != entry.sha256:
             raise EngineError(f"{path}: not the file that was built; delete it and build the engines again")
-        return self._library.load_engine(plan, str(path))
+        return self._library.load_engine(self._runtime, plan, str(path))

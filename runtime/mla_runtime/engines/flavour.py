@@ -117,10 +117,13 @@ class Library:
         if feature is not None:
             config.set_preview_feature(feature, True)
 
-    def load_engine(self, plan: bytes, where: str) -> Any:
+    def runtime(self) -> Any:
+        """Make what loads engines; it has to live as long as they do."""
+        return self.trt.Runtime(log.logger(self.trt))
+
+    def load_engine(self, runtime: Any, plan: bytes, where: str) -> Any:
         """Load a serialised engine onto the current device; raises `EngineError` for one it refuses."""
         with log.errors(self.trt) as errors:
-            runtime = self.trt.Runtime(log.logger(self.trt))
             engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             said = errors[-1] if errors else "nothing more"
