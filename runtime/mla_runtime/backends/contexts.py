@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,22 @@ from mla_runtime.manifest import PHASES, Phase
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """An engine, and the kernels compiled for it so far where its flavour compiles any."""
+
+    engine: Any
+    kernels: Any
+
+
 class Context:
     """One engine's phase at work: shapes, addresses, memory, and a place in a stream."""
 
-    def __init__(self, library: Library, engine: Any, profile: int, stream: int, *, fixed: bool) -> None:
+    def __init__(self, library: Library, loaded: _Loaded, profile: int, stream: int, *, fixed: bool) -> None:
+        engine = loaded.engine
         self._library = library
         with log.errors(library.trt):
-            self._raw = library.context(engine, fixed=fixed)
+            self._raw = library.context(engine, loaded.kernels, fixed=fixed)
         if self._raw is None:
             raise EngineError(f"{library.flavour.name} makes no context of this engine: {self._said()}")
         self._names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
@@ -80,7 +90,7 @@ class Engines:
         self._library = library
         self._runtime = library.runtime()
         loaded = {entry.file: self._load(folder / entry.file, entry) for entry in built.engines}
-        self._of: dict[Phase, tuple[Any, int]] = {
+        self._of: dict[Phase, tuple[_Loaded, int]] = {
             phase: (loaded[built.engine(phase).file], built.engine(phase).profiles[phase]) for phase in PHASES
         }
 
@@ -94,7 +104,7 @@ class Engines:
         self._of.clear()
         self._runtime = None
 
-    def _load(self, path: Path, entry: EngineFile) -> Any:
+    def _load(self, path: Path, entry: EngineFile) -> _Loaded:
         try:
             plan = path.read_bytes()
         except OSError as cause:
@@ -102,4 +112,5 @@ class Engines:
         # An engine is code: what is loaded is what was hashed, not what lies there a moment later.
         if len(plan) != entry.size or hashlib.sha256(plan).hexdigest() != entry.sha256:
             raise EngineError(f"{path}: not the file that was built; delete it and build the engines again")
-        return self._library.load_engine(self._runtime, plan, str(path))
+        engine = self._library.load_engine(self._runtime, plan, str(path))
+        return _Loaded(engine, self._library.kernel_cache(engine))

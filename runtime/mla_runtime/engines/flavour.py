@@ -131,12 +131,20 @@ class Library:
             raise EngineError(f"{msg}; build it for this card: mla-export build")
         return engine
 
-    def context(self, engine: Any, *, fixed: bool) -> Any:
+    def kernel_cache(self, engine: Any) -> Any:
+        """Make what keeps the kernels that contexts of an engine compile, where the flavour does that."""
+        if not hasattr(self.trt, "CudaGraphStrategy"):
+            return None
+        config = engine.create_runtime_config()
+        return config.create_runtime_cache()
+
+    def context(self, engine: Any, kernels: Any, *, fixed: bool) -> Any:
         """Make an execution context that is given its memory; `fixed` where its shapes never change.
 
         The RTX flavour then compiles kernels for those very shapes when they are first run; otherwise it
-        begins with general ones and compiles in the background. Its own recording of graphs is off: a step
-        is recorded as a whole, with what comes before and after the engine.
+        begins with general ones and compiles in the background. `kernels` is the engine's `kernel_cache`, so
+        that another session does not compile them again. The flavour's own recording of graphs is off: a
+        step is recorded as a whole, with what comes before and after the engine.
         """
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(self.trt, "CudaGraphStrategy"):
@@ -146,6 +154,8 @@ class Library:
         kinds = self.trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if fixed else kinds.LAZY
         config.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED
+        if kernels is not None:
+            config.set_runtime_cache(kernels)
         return engine.create_execution_context(config)
 
     def give_memory(self, context: Any, address: int, nbytes: int) -> None:
