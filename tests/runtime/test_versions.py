@@ -172,6 +172,12 @@ def test_int8_in_blocks_is_not_certain_and_a_scale_a_channel_is(tmp_path):
     assert found(tmp_path, model, "jetpack6").verdict == "builds"
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("target", ["jetpack6", "tensorrt-rtx 1.7", "tensorrt 11.5"])
+def test_experts_gathered_from_int8_stacks_build(tmp_path, packed, target):
+    assert found(tmp_path, made.gathered_experts(packed), target).problems == ()
+
+
 REFUSED = {
     "attention": (made.attention_of_two_widths, "tensorrt 10.13", "came with 10.14"),
     "two widths": (made.attention_of_two_widths, "tensorrt-rtx 1.7", "keys and values of one shape"),
