@@ -12,8 +12,6 @@ from mla_export import cli
 from mla_export.commands.engine_versions import facts, lines
 from mla_export.export import export
 from mla_runtime.bundle import Bundle
-from mla_runtime.engines.node_types import typed_nodes
-from mla_runtime.engines.onnx_nodes import read
 from mla_runtime.engines.version_check import Graphs, report, survey
 from tests.checkpoints import make_checkpoint
 from tests.engines import graphs as made
@@ -21,8 +19,7 @@ from tests.quick_trace import quick_tracing
 
 
 def graphs_of(folder: Path, model: onnx.ModelProto) -> Graphs:
-    found = read(made.written(folder, model))
-    return Graphs(found.opset, tuple(("step", typed) for typed in typed_nodes(found)))
+    return Graphs.read({"step": made.written(folder, model)})
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,7 @@ def bundle(request, tmp_path_factory) -> Bundle:
 
 
 def graphs_of(folder: Path, model: onnx.ModelProto) -> Graphs:
-    found = read(made.written(folder, model))
-    return Graphs(found.opset, tuple(("step", typed) for typed in typed_nodes(found)))
+    return Graphs.read({"step": made.written(folder, model)})
 
 
 def found(folder: Path, model: onnx.ModelProto, target: str) -> Report:
@@ -93,10 +92,18 @@ def test_every_limit_and_type_is_of_a_listed_operator():
 
 def test_the_types_of_every_value_are_found(bundle):
     graphs = Graphs.of(bundle)
-    assert {phase for phase, _ in graphs.nodes} == {"step", "prompt"}
-    for _, typed in graphs.nodes:
+    assert {phase for phase, *_ in graphs.nodes} == {"step", "prompt"}
+    for _, typed, _ in graphs.nodes:
         assert typed.data.dtype, typed.node
         assert all(value.dtype for value in typed.outputs), typed.node
+
+
+def test_nodes_that_are_alike_are_counted(bundle):
+    graphs = Graphs.of(bundle)
+    for phase in ("step", "prompt"):
+        nodes = list(typed_nodes(read(bundle.paths[bundle.graph(phase).file])))
+        assert sum(count for of, _, count in graphs.nodes if of == phase) == len(nodes)
+        assert len({typed.kind for typed in nodes}) < len(nodes)
 
 
 def test_types_are_those_that_onnx_infers(bundle):
