@@ -12,10 +12,11 @@ import numpy as np
 
 from mla_runtime.errors import BundleError, EngineError
 from mla_runtime.fields import Field
-from mla_runtime.manifest import PHASES, Phase
+from mla_runtime.manifest import PHASES, Phase, digest
 
 FORMAT = 1
 RECORD = "engine.json"
+NOT_RUN, PASSED = "not run", "passed"  # of the bundle's canary on these engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,9 @@ class Built:
     """Engines of one bundle in a folder of their own.
 
     `bundle` is the SHA-256 of the bundle's manifest, `version` that of TensorRT, `cards` the compute
-    capabilities compiled for, such as `sm86`. Each phase is served by exactly one of `engines`.
+    capabilities compiled for, such as `sm86`. Each phase is served by exactly one of `engines`. `gpu` is
+    the name of the only GPU they are for, None where every card of these capabilities takes them.
+    `canary` is `passed` once the bundle's canary ran on these engines.
     """
 
     flavour: str
@@ -76,18 +79,28 @@ class Built:
     engines: tuple[EngineFile, ...]
     outside: tuple[Outside, ...]
     seconds: float
+    gpu: str | None = None
+    canary: str = NOT_RUN
 
     def engine(self, phase: Phase) -> EngineFile:
         """Give the engine that serves a phase."""
         return next(engine for engine in self.engines if phase in engine.profiles)
 
     def json(self) -> dict[str, Any]:
-        """Give the record as JSON has it."""
-        return {"format": FORMAT, **asdict(self)}
+        """Give the record as JSON has it, with a hash of its own."""
+        raw = {"format": FORMAT, **asdict(self)}
+        return {**raw, "sha256": digest(raw)}
 
 
 def parse(raw: Mapping[str, Any], where: str | Path) -> Built:
     """Read a record; raises `EngineError` for anything that is not exactly one of this format."""
+    if raw.get("format") != FORMAT:
+        raise EngineError(
+            f"{where}: a record of format {raw.get('format')!r}, and this version reads {FORMAT}; build the "
+            "engines again"
+        )
+    if raw.get("sha256") != digest(raw):
+        raise EngineError(f"{where}: the record is damaged; build the engines again")
     try:
         built = _built(Field(raw, str(where)))
     except BundleError as cause:
@@ -100,8 +113,7 @@ def parse(raw: Mapping[str, Any], where: str | Path) -> Built:
 
 def _built(field: Field) -> Built:
     names = {"flavour", "version", "cards", "bundle", "limits", "engines", "outside", "seconds"}
-    top = field.object({"format", *names})
-    top["format"].integer(FORMAT, FORMAT)
+    top = field.object({"format", "sha256", "gpu", "canary", *names})
     limits = top["limits"].object({"batch", "context", "chunk"})
     return Built(
         flavour=top["flavour"].text(),
@@ -112,6 +124,8 @@ def _built(field: Field) -> Built:
         engines=top["engines"].list(_engine),
         outside=top["outside"].list(_outside),
         seconds=top["seconds"].number(),
+        gpu=top["gpu"].optional(Field.text),
+        canary=top["canary"].one_of(NOT_RUN, PASSED),
     )
 
 
