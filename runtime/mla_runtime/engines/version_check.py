@@ -109,7 +109,7 @@ def check(bundle: Bundle | Graphs, version: Version) -> list[Problem]:
     graphs = bundle if isinstance(bundle, Graphs) else Graphs.of(bundle)
     oldest = FLAVOURS[version.flavour].oldest
     if version.number < oldest:
-        what = f"is older than {dotted(oldest)}, the oldest that this toolkit builds for"
+        what = f"it is older than {dotted(oldest)}, the oldest that this toolkit builds for"
         return [Problem(None, None, None, 1, True, what, "install a newer one", ())]
     if not version.known:
         newest = max(row.number for row in table().versions[version.flavour])
@@ -152,8 +152,8 @@ def _opset(graphs: Graphs, version: Version, known: Table) -> Iterator[Problem]:
     highest, own = known.opset(version)
     if graphs.opset <= highest:
         return
-    what = f"documents opsets up to {highest}" if own else f"is not known to take more than opset {highest}"
-    text = f"{what}, and these graphs have {graphs.opset}; its parser does not look, and may take them"
+    what = f"its documentation ends at {highest}" if own else f"no source tells of more than {highest}"
+    text = f"the graphs have opset {graphs.opset}, and {what}; the parser does not look, and may take them"
     instead = "int4 weights need opset 21: export with --weights int8"
     yield Problem(None, None, None, 1, False, text, instead, ("importer-10.6", *version.sources))
 
