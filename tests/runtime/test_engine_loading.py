@@ -15,8 +15,8 @@ from mla_runtime.bundle import Bundle
 from mla_runtime.engines import flavour, loading, store, wanted
 from mla_runtime.engines.files import read_record, write_record
 from mla_runtime.engines.gpu import Gpu
-from mla_runtime.engines.kernels import read_runtime_cache, runtime_cache_path, write_runtime_cache
 from mla_runtime.engines.record import Limits
+from mla_runtime.engines.runtime_cache import read_runtime_cache, runtime_cache_path, write_runtime_cache
 from mla_runtime.errors import BackendError, BundleError, EngineError, VerificationError
 from tests.runtime.engine_builds import CARDS, LIMITS, Builds, build, library
 from tests.runtime.handmade import make_bundle, reference
