@@ -314,6 +314,28 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a file that is already there")
 
 
+def _selftest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundles",
+        nargs="*",
+        metavar="BUNDLE",
+        help="folders of bundles of --target portable (default: three of the sample in the source tree)",
+    )
+    parser.add_argument(
+        "--flavour",
+        choices=["tensorrt-rtx", "tensorrt"],
+        help="of TensorRT, to build for and run on (default: those that are installed)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="NAME",
+        default="mla-export-selftest",
+        help="a folder for selftest.json and selftest.html, or the name of one of the two files "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace files that are already there")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FOLDER", help="checkpoint to show (default: samples/tiny-mla)"
@@ -364,5 +386,9 @@ COMMANDS = {
     "cost": (_cost, "what fits which device, and how fast it can be there at most"),
     "compare-attention": (_compare_attention, "measure MHA, GQA, MQA and MLA side by side at equal width"),
     "report": (_report, "write a comparison, speed, memory and cache bytes as one HTML page"),
+    "selftest": (
+        _selftest,
+        "build engines, run, compare and time them here; two files to send back",
+    ),
     "demo": (_demo, "all of it on a small model, telling what each step shows"),
 }

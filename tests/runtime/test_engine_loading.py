@@ -19,18 +19,14 @@ from mla_runtime.engines.record import Limits
 from mla_runtime.engines.runtime_cache import read_runtime_cache, runtime_cache_path, write_runtime_cache
 from mla_runtime.errors import BackendError, BundleError, EngineError, VerificationError
 from tests.runtime.engine_builds import CARDS, LIMITS, Builds, build, library
-from tests.runtime.handmade import make_bundle, reference
+from tests.runtime.handmade import canary, make_bundle
 
 CARD = Gpu("NVIDIA GeForce RTX 4090", (8, 9), 24 * 2**30, (13, 0))
-PROMPT, STEPS = [5, 6, 7], [8, 9]
 
 
 @pytest.fixture
 def canaried(tmp_path: Path) -> Bundle:
-    logits = reference([*PROMPT, *STEPS])[len(PROMPT) - 1 :]
-    tops = [[[int(i), float(row[i])] for i in np.argsort(row)[::-1][:4]] for row in logits]
-    canary = {"prompt_ids": PROMPT, "step_ids": STEPS, "top": tops}
-    return Bundle.open(make_bundle(tmp_path / "canaried", canary=canary))
+    return Bundle.open(make_bundle(tmp_path / "canaried", canary=canary([5, 6, 7], [8, 9])))
 
 
 @pytest.fixture(autouse=True)

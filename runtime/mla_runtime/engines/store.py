@@ -10,7 +10,6 @@ code, and so the folder is its user's alone.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import shutil
@@ -18,12 +17,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mla_runtime.bundle import MANIFEST, Bundle
 from mla_runtime.engines.files import check_files, hash_files, read_record, sync, write_record
 from mla_runtime.engines.flavour import Library
 from mla_runtime.engines.lock import held
+from mla_runtime.engines.progress import OnProgress
 from mla_runtime.engines.record import RECORD, Built, Limits
 from mla_runtime.engines.wanted import Wanted
 from mla_runtime.errors import EngineError
@@ -32,7 +31,7 @@ from mla_runtime.integrity import cache_folder
 KEPT_BYTES = 16 * 2**30  # of all engines together; those used longest ago go first
 WAIT_SECONDS = 3600.0
 
-Build = Callable[[Bundle, Library, Sequence[str], Limits, Path, Any], Built]
+Build = Callable[[Bundle, Library, Sequence[str], Limits, Path, OnProgress | None], Built]
 Say = Callable[[str], None]
 
 
@@ -42,12 +41,17 @@ def warn(sentence: str) -> None:
 
 
 def compile_engines(
-    bundle: Bundle, library: Library, cards: Sequence[str], limits: Limits, folder: Path, on_progress: Any
+    bundle: Bundle,
+    library: Library,
+    cards: Sequence[str],
+    limits: Limits,
+    folder: Path,
+    on_progress: OnProgress | None,
 ) -> Built:
     """Compile with TensorRT."""
-    module = importlib.import_module("mla_runtime.engines.build")
-    built: Built = module.build(bundle, library, cards, limits, folder, on_progress)
-    return built
+    from mla_runtime.engines.build import build
+
+    return build(bundle, library, cards, limits, folder, on_progress)
 
 
 def ensure(
@@ -57,7 +61,7 @@ def ensure(
     limits: Limits,
     *,
     rebuild: bool = False,
-    on_progress: Any = None,
+    on_progress: OnProgress | None = None,
     build: Build | None = compile_engines,
     say: Say = warn,
     wait: float = WAIT_SECONDS,
@@ -153,7 +157,7 @@ def _find(wanted: Wanted, reasons: list[str]) -> tuple[Built, Path] | None:
 
 
 def _built(
-    bundle: Bundle, library: Library, wanted: Wanted, build: Build, on_progress: Any
+    bundle: Bundle, library: Library, wanted: Wanted, build: Build, on_progress: OnProgress | None
 ) -> tuple[Built, Path]:
     """Build beside the name, then rename; whatever ends it leaves the old engines, the new or none."""
     home = _home(wanted)
