@@ -133,6 +133,37 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
 
 
+def _build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle")
+    parser.add_argument(
+        "--for",
+        dest="cards",
+        type=names,
+        metavar="CARDS",
+        default=["this"],
+        help="compute capabilities like sm86,sm89,sm120, which needs no GPU; this is the one at hand; "
+        "jetpack6 says whether the bundle will build there (default: this)",
+    )
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="tensorrt-rtx or tensorrt (default: the one that is installed)",
+    )
+    parser.add_argument(
+        "--max-batch", type=COUNT, metavar="B", default=1, help="most sequences at once (default: 1)"
+    )
+    parser.add_argument(
+        "--max-context", type=COUNT, metavar="T", help="most rows of a sequence (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--chunk", type=COUNT, metavar="S", help="most tokens of a prompt at once (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="a folder to build into, to carry to its card (default: the cache)"
+    )
+    parser.add_argument("--rebuild", action="store_true", help="build again what is there")
+
+
 def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder of the bundle")
     parser.add_argument(
@@ -319,7 +350,7 @@ def _selftest(parser: argparse.ArgumentParser) -> None:
         "bundles",
         nargs="*",
         metavar="BUNDLE",
-        help="folders of bundles of --target portable (default: three of the sample in the source tree)",
+        help="folders of bundles of --target portable (default: five of the sample in the source tree)",
     )
     parser.add_argument(
         "--flavour",
@@ -379,6 +410,7 @@ def _threads(parser: argparse.ArgumentParser) -> None:
 COMMANDS = {
     "inspect": (_inspect, "geometry, parameters, cache bytes and what absorption costs"),
     "export": (_export, "write a checkpoint as an ONNX bundle with absorbed attention"),
+    "build": (_build, "compile a bundle's TensorRT engines, for the card at hand or for named ones"),
     "verify": (_verify, "hold a bundle against its hashes, its canary and its checkpoint"),
     "compare": (_compare, "hold bundles on backends against one reference, over a whole decode"),
     "run": (_run, "decode text with a bundle"),

@@ -25,6 +25,8 @@ FORMS: Mapping[str, Mapping[str, Any]] = {
     "sample-fp32": {},
     "sample-fp16": {"dtype": "fp16"},
     "sample-fp16-int8-cache": {"dtype": "fp16", "cache": "int8"},
+    "sample-int8-int8-cache": {"dtype": "fp16", "weights": "int8", "cache": "int8"},
+    "sample-int4-int8-cache": {"dtype": "fp16", "weights": "int4", "cache": "int8"},
 }
 AHEAD = ("sm86", "sm89", "sm120")  # cards that are built for where there is none
 DEPTHS = (0, 1024, 4096, 16384)

@@ -11,8 +11,9 @@ from mla_runtime.engines.flavour import FLAVOURS, THIS, Library
 from mla_runtime.engines.gpu import gpu_at_hand
 from mla_runtime.engines.progress import OnProgress
 from mla_runtime.engines.proof import prove
+from mla_runtime.engines.publishing import Build
 from mla_runtime.engines.record import Built, Limits
-from mla_runtime.engines.store import Build, Say, compile_engines, ensure, taken, warn
+from mla_runtime.engines.store import Say, compile_engines, ensure, taken, warn
 from mla_runtime.errors import BackendError, EngineError
 from mla_runtime.model import Model
 

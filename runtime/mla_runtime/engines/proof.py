@@ -7,8 +7,9 @@ from pathlib import Path
 
 from mla_runtime.canary import check_canary
 from mla_runtime.engines.files import write_record
+from mla_runtime.engines.publishing import discard
 from mla_runtime.engines.record import PASSED, Built
-from mla_runtime.engines.store import discard, is_ours
+from mla_runtime.engines.store import is_ours
 from mla_runtime.errors import NumericsError, VerificationError
 from mla_runtime.model import Model
 

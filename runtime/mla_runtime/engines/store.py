@@ -12,17 +12,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from mla_runtime.bundle import MANIFEST, Bundle
-from mla_runtime.engines.files import check_files, hash_files, read_record, sync, write_record
+from mla_runtime.engines.files import check_files, read_record
 from mla_runtime.engines.flavour import Library
 from mla_runtime.engines.lock import held
 from mla_runtime.engines.progress import OnProgress
+from mla_runtime.engines.publishing import Build, discard, published
 from mla_runtime.engines.record import RECORD, Built, Limits
 from mla_runtime.engines.wanted import Wanted
 from mla_runtime.errors import EngineError
@@ -30,8 +28,8 @@ from mla_runtime.integrity import cache_folder
 
 KEPT_BYTES = 16 * 2**30  # of all engines together; those used longest ago go first
 WAIT_SECONDS = 3600.0
+_REASONS = 3  # why so many of those that are there do not serve is told, of those used last
 
-Build = Callable[[Bundle, Library, Sequence[str], Limits, Path, OnProgress | None], Built]
 Say = Callable[[str], None]
 
 
@@ -77,12 +75,12 @@ def ensure(
     if not rebuild and (found := _find(wanted, reasons)):
         return found
     if build is None:
-        why = f" ({'; '.join(reasons)})" if reasons else ""
+        why = f" ({'; '.join(reasons[:_REASONS])})" if reasons else ""
         raise EngineError(
             f"{bundle.path}: no engines for {wanted.flavour} {wanted.version} and {', '.join(wanted.cards)} "
             f"are in the cache{why}; build them: mla-export build {bundle.path}"
         )
-    for reason in reasons:
+    for reason in reasons[:_REASONS]:
         say(f"{reason}; building engines")
     try:
         locks = engines_folder() / "locks"
@@ -129,13 +127,6 @@ def is_ours(folder: Path) -> bool:
     return engines_folder().resolve() in folder.resolve().parents
 
 
-def discard(folder: Path) -> None:
-    """Remove engines from the cache; at once, and what remains of them is never found again."""
-    gone = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.removed-"))
-    folder.rename(gone / folder.name)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
 def _find(wanted: Wanted, reasons: list[str]) -> tuple[Built, Path] | None:
     """Give sound engines that serve, those used last first; say of the others why they do not."""
     for folder in sorted(_folders(_home(wanted)), key=_used, reverse=True):
@@ -159,30 +150,10 @@ def _find(wanted: Wanted, reasons: list[str]) -> tuple[Built, Path] | None:
 def _built(
     bundle: Bundle, library: Library, wanted: Wanted, build: Build, on_progress: OnProgress | None
 ) -> tuple[Built, Path]:
-    """Build beside the name, then rename; whatever ends it leaves the old engines, the new or none."""
     home = _home(wanted)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     final = home / wanted.name
-    for left in home.glob(f".{wanted.name}.*"):  # of one that was killed: who is alive has the lock
-        shutil.rmtree(left, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(dir=home, prefix=f".{wanted.name}.staging-"))
-    try:
-        built = build(bundle, library, wanted.compiled, wanted.limits, staging, on_progress)
-        bundle.check_unchanged()
-        built = replace(built, cards=wanted.cards, gpu=wanted.gpu)
-        if why := wanted.misfit(built):
-            raise EngineError(f"{bundle.path}: the engines that were built {why}; please report this")
-        hash_files(built, staging)
-        for engine in built.engines:
-            sync(staging / engine.file)
-        write_record(built, staging)
-        sync(staging)
-        if final.exists():
-            discard(final)
-        staging.rename(final)
-        sync(home)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    built = published(bundle, library, wanted, final, build, on_progress)
     _trim(final)
     return built, final
 
