@@ -7,7 +7,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from mla_export.cli import EXIT_NOT_ON_HARDWARE, EXIT_OK, EXIT_UNVERIFIED
 from mla_export.commands.tables import STYLES, console, print_json, table
+from mla_export.extras import is_there
 from mla_export.one_file import check_file, write_file
 from mla_export.page.selftest import selftest_page
 from mla_export.selftest.apart import apart
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     flavours = [args.flavour] if args.flavour else _installed()
     with tempfile.TemporaryDirectory(prefix="mla-export-selftest-") as folder:
         found = Run(call, begin, save, clean).everything(args.bundles, flavours, Path(folder))
-    write_file(page, selftest_page(found, charts=find_spec("matplotlib") is not None), force=args.force)
+    write_file(page, selftest_page(found, charts=is_there("matplotlib")), force=args.force)
     if args.json:
         print_json(found.to_json())
     else:
@@ -73,7 +73,7 @@ def _files(out: str) -> tuple[Path, Path]:
 
 def _installed() -> list[str]:
     """Give the flavours of TensorRT that are installed; the first of all where none is, to say what to do."""
-    found = [name for name, flavour in FLAVOURS.items() if find_spec(flavour.module) is not None]
+    found = [name for name, flavour in FLAVOURS.items() if is_there(flavour.module)]
     return found or list(FLAVOURS)[:1]
 
 

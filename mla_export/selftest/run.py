@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mla_export.extras import not_installed
+from mla_export.extras import is_there, not_installed
 from mla_export.sample import sample_checkpoint
 from mla_export.selftest.apart import StageError
 from mla_export.selftest.result import Outcome, SelfTest, Stage
@@ -106,7 +105,7 @@ class Run:
 
     def _exported(self, folder: Path) -> list[str]:
         checkpoint = sample_checkpoint()
-        missing = [name for name in ("torch", "onnx", "onnx_ir", "onnxscript") if find_spec(name) is None]
+        missing = [name for name in ("torch", "onnx", "onnx_ir", "onnxscript") if not is_there(name)]
         reason: str | None = None
         if missing:
             reason = f"no bundle was given, and none can be made here: {not_installed(missing)}; export on "
@@ -122,14 +121,14 @@ class Run:
         return made
 
     def _on_cpu(self, path: str) -> None:
-        missing = None if find_spec("onnxruntime") else not_installed(["onnxruntime"])
+        missing = None if is_there("onnxruntime") else not_installed(["onnxruntime"])
         arguments: dict[str, Any] = {"path": path, "backend": CPU}
         self.do("canary", path, CPU, "canary", arguments, unless=missing)
         self.do("speed", path, CPU, "speed", {**arguments, "depths": CPU_DEPTHS}, unless=missing)
 
     def _on_card(self, path: str, flavour: Flavour, gpu: Mapping[str, Any] | None) -> None:
         absent = None
-        if find_spec(flavour.module) is None:
+        if not is_there(flavour.module):
             absent = f"the Python package {flavour.module} is not installed; {flavour.install}"
         reason = absent or ("there is no NVIDIA GPU to be seen here" if gpu is None else None)
         foreign = gpu is not None and bool(flavour.cards) and gpu["card"] not in flavour.cards
@@ -148,7 +147,7 @@ class Run:
         loaded = self.do("canary", path, flavour.name, "canary", arguments, unless=reason)
         if reason is None and loaded is None:
             reason = "the canary did not pass"
-        missing = None if find_spec("onnxruntime") else not_installed(["onnxruntime"])
+        missing = None if is_there("onnxruntime") else not_installed(["onnxruntime"])
         self.do(
             "agreement", path, flavour.name, "agreement", arguments, unless=reason or missing, judge=_parted
         )

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,7 +52,7 @@ class Answers:
 def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Packages that are there, and backends that run both flavours."""
     packages = {"tensorrt_rtx", "tensorrt", "onnxruntime", "torch", "onnx", "onnx_ir", "onnxscript"}
-    monkeypatch.setattr(run, "find_spec", lambda name: name if name in packages else None)
+    monkeypatch.setattr(run, "is_there", lambda name: name in packages)
     monkeypatch.setattr(run.backends, "NAMES", ("ort:cpu", "tensorrt-rtx", "tensorrt"))
     return packages
 
@@ -199,7 +198,7 @@ def a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
         monkeypatch.setattr(module, "gpu_at_hand", lambda: card)
     monkeypatch.setattr(flavour.Flavour, "load", lambda self: library("10.3.0", self))
     monkeypatch.setattr(work, "ensure", lambda *given, **more: store.ensure(*given, build=builds, **more))
-    monkeypatch.setattr(run, "find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr(run, "is_there", lambda name: True)
 
     def directly(name: str, arguments: Mapping[str, Any], *, quiet: bool) -> dict[str, Any]:
         try:
@@ -230,7 +229,7 @@ def test_a_device_that_works_gives_two_files_to_send_back(
     drawn: bool,
 ):
     fake_card.put_in(monkeypatch)
-    monkeypatch.setattr(command, "find_spec", lambda name: drawn or None)
+    monkeypatch.setattr(command, "is_there", lambda name: drawn)
     if not drawn:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert selftest(bundle, tmp_path / "out") == cli.EXIT_OK
