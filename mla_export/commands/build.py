@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mla_export import progress
+from mla_export.commands.engine_versions import lines
 from mla_export.commands.tables import console, print_json, size, table
 from mla_runtime.bundle import Bundle
 from mla_runtime.engines.build import build
@@ -16,10 +17,13 @@ from mla_runtime.engines.progress import OnProgress
 from mla_runtime.engines.publishing import check_free, published
 from mla_runtime.engines.record import Built, Limits
 from mla_runtime.engines.store import ensure
+from mla_runtime.engines.version_check import report
 from mla_runtime.engines.wanted import Wanted
 from mla_runtime.errors import BackendError, EngineError, InputError
 from mla_runtime.session import context_limit
 from mla_runtime.wording import counted
+
+JETPACK = "jetpack"  # begins the names of what can be built on a Jetson alone
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     bundle = Bundle.open(args.bundle)
     with progress.task("hashing the bundle", bundle.nbytes, "bytes") as advance:
         bundle.ensure_hashed(advance)
+    if args.cards[0].startswith(JETPACK):
+        return _check(bundle, args.cards, as_json=args.json)
     library = _library(args.backend, args.cards)
     built, folder = _engines(bundle, library, _limits(bundle, args), args)
     if args.json:
@@ -34,6 +40,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(bundle, built, folder)
     return 0
+
+
+def _check(bundle: Bundle, cards: list[str], *, as_json: bool) -> int:
+    """Say whether a version that is not here will build the bundle; 1 where it will not."""
+    if len(cards) > 1:
+        raise InputError(f"--for {','.join(cards)}: a JetPack goes with nothing else; give it alone")
+    found = report(bundle, cards[0])
+    if as_json:
+        print_json({"bundle": str(bundle.path), **found.as_json()})
+    else:
+        there = f"Nothing was built; there it is (docs/jetson.md): mla-export build {bundle.path}"
+        for line in (*lines(found), *([] if found.verdict == "refused" else [there])):
+            console().print(line, soft_wrap=True)
+    return 1 if found.verdict == "refused" else 0
 
 
 def _library(backend: str | None, cards: list[str]) -> Library:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mla_runtime import wire
 from mla_runtime.errors import BundleError
 from mla_runtime.manifest import FileEntry
 
@@ -82,31 +83,7 @@ def _entry(data: memoryview) -> tuple[str, str]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the length-delimited fields of a message and step over the others."""
-    at, end = 0, len(data)
-    while at < end:
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            _, at = _varint(data, at)
-        elif kind == 2:
-            size, at = _varint(data, at)
-            if size > end - at:
-                raise ValueError("a field longer than its message")
-            yield tag >> 3, data[at : at + size]
-            at += size
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number longer than ten bytes")
+    """Yield the fields of a message that are texts, bytes or messages."""
+    for number, value in wire.fields(data):
+        if isinstance(value, memoryview):
+            yield number, value

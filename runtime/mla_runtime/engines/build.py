@@ -12,7 +12,8 @@ from typing import Any
 from mla_runtime.bundle import Bundle
 from mla_runtime.engines import log
 from mla_runtime.engines.flavour import Library
-from mla_runtime.engines.network import Network, has_loops, parse
+from mla_runtime.engines.network import Network, parse
+from mla_runtime.engines.onnx_nodes import read
 from mla_runtime.engines.profiles import add_profile
 from mla_runtime.engines.progress import OnProgress, monitor
 from mla_runtime.engines.record import Built, EngineFile, Limits, Outside
@@ -65,15 +66,18 @@ class _Job:
         trt = self.library.trt
         builder = trt.Builder(log.logger(trt))
         step = parse(self.bundle, "step", self.library, builder)
-        if step.holds_int4 and not has_loops(
-            parse(self.bundle, "prompt", self.library, builder).network, trt
-        ):
+        if step.holds_int4 and not self._loops("prompt"):
             return [self._compile(builder, step, PHASES)], step.outside
         made, outside = [self._compile(builder, step, ("step",))], dict.fromkeys(step.outside)
         del step  # the parsed weights of one graph at a time
         prompt = parse(self.bundle, "prompt", self.library, builder)
         made.append(self._compile(builder, prompt, ("prompt",)))
         return made, tuple(outside | dict.fromkeys(prompt.outside))
+
+    def _loops(self, phase: Phase) -> bool:
+        """Whether a graph goes through experts one by one: then a step has a graph of its own."""
+        nodes = read(self.bundle.paths[self.bundle.graph(phase).file]).graph.nodes
+        return any(node.operator == "Loop" for node in nodes)
 
     def _compile(self, builder: Any, parsed: Network, phases: Sequence[Phase]) -> EngineFile:
         trt = self.library.trt

@@ -20,6 +20,7 @@ from mla_runtime.bundle import Bundle
 from mla_runtime.engines import log
 from mla_runtime.engines.flavour import Library
 from mla_runtime.engines.record import Outside
+from mla_runtime.engines.refusals import errors_of, refusal
 from mla_runtime.errors import EngineError
 from mla_runtime.external import External, external_tensors
 from mla_runtime.manifest import Phase
@@ -49,15 +50,10 @@ def parse(bundle: Bundle, phase: Phase, library: Library, builder: Any) -> Netwo
     network = library.network(builder)
     parser = trt.OnnxParser(network, log.logger(trt))
     if not parser.parse_from_file(str(path)):
-        raise _refused(parser, path, library)
+        raise refusal(path, library.flavour.name, library.version, errors_of(parser))
     _check_signature(bundle, network, trt, path)
     outside = tuple(_take_out(network, trt, {tensor.name: tensor for tensor in external_tensors(path)}))
     return Network(network, outside, any(_is_int4(layer, trt) for layer in _layers(network)), parser)
-
-
-def has_loops(network: Any, trt: Any) -> bool:
-    """Whether a network repeats a part of itself, which no CUDA graph can hold."""
-    return any(layer.type == trt.LayerType.TRIP_LIMIT for layer in _layers(network))
 
 
 def _layers(network: Any) -> Iterator[Any]:
@@ -98,11 +94,6 @@ def _goes_out(value: Any, stored: External, readers: Sequence[tuple[Any, int]], 
 
 def _is_int4(layer: Any, trt: Any) -> bool:
     return bool(layer.type == trt.LayerType.DEQUANTIZE and layer.get_input(0).dtype == trt.int4)
-
-
-def _refused(parser: Any, path: Path, library: Library) -> EngineError:
-    error = parser.get_error(0)
-    return EngineError(f"{path}: {library.flavour.name} refuses {error.node_name()}: {error.desc()}")
 
 
 def _check_signature(bundle: Bundle, network: Any, trt: Any, path: Path) -> None:
