@@ -312,9 +312,9 @@ def _selftest(parser: argparse.ArgumentParser) -> None:
         help="folders of bundles of --target portable (default: five of the sample in the source tree)",
     )
     parser.add_argument(
-        "--flavour",
+        "--backend",
         choices=["tensorrt-rtx", "tensorrt"],
-        help="of TensorRT, to build for and run on (default: those that are installed)",
+        help="the flavour of TensorRT to build for and run on (default: those that are installed)",
     )
     parser.add_argument(
         "--out",

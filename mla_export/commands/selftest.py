@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     def clean(value: Any) -> Any:
         return without_places(value, places)
 
-    flavours = [args.flavour] if args.flavour else _installed()
+    flavours = [args.backend] if args.backend else _installed()
     with tempfile.TemporaryDirectory(prefix="mla-export-selftest-") as folder:
         found = Run(call, begin, save, clean).everything(args.bundles, flavours, Path(folder))
     write_file(page, selftest_page(found, charts=is_there("matplotlib")), force=args.force)

@@ -216,7 +216,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def selftest(bundle: Path, out: Path, *more: str) -> int:
-    return cli.main(["selftest", str(bundle), "--flavour", "tensorrt", "--out", str(out), "--quiet", *more])
+    return cli.main(["selftest", str(bundle), "--backend", "tensorrt", "--out", str(out), "--quiet", *more])
 
 
 @pytest.mark.parametrize("drawn", [False, True])

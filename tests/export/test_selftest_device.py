@@ -28,7 +28,7 @@ def test_a_device_with_a_bundle_alone_does_what_it_can(tmp_path: Path):
     (tmp_path / "site" / "sitecustomize.py").write_text(BLOCK)
     bundle = make_bundle(tmp_path / "b", canary=canary([5, 6, 7], [8, 9]))
     paths = [tmp_path / "site", ROOT, ROOT / "graphs", ROOT / "runtime"]
-    command = [sys.executable, "-m", "mla_export", "selftest", str(bundle), "--flavour", "tensorrt", "--json"]
+    command = [sys.executable, "-m", "mla_export", "selftest", str(bundle), "--backend", "tensorrt", "--json"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out")],
         env={
