@@ -47,7 +47,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
         "--group",
         type=int,
         choices=[32, 128],
-        help="inputs that share a scale in int8 and int4 (default: 32)",
+        help="inputs that share a scale (default: 32); int8 in standard ONNX has one an output",
     )
     parser.add_argument(
         "--head",
