@@ -71,7 +71,7 @@ def _operators(found: Ranges, worst: Sequence[Reached]) -> Table:
         f"Largest float16 results, of at most {LIMIT:,.0f}\n{counted(len(found.prompts), 'prompt')} of "
         f"{counted(tokens, 'token')}, then {counted(found.steps, 'forced token')} each ({found.forced})"
     )
-    header = ("operator", "node", "layer", "largest", "of limit", "at", "subnormal", "verdict")
+    header = ("operator", "node", "layer", "largest", "of limit", "at position", "subnormal", "verdict")
     rows = [
         (
             node.operator,
@@ -79,7 +79,7 @@ def _operators(found: Ranges, worst: Sequence[Reached]) -> Table:
             "–" if node.layer is None else str(node.layer),
             f"{node.largest:,.1f}",
             f"{node.share:.4f}",
-            _where(node),
+            f"{node.phase} {node.prompt + 1}, {_positions(node)}",
             f"{node.subnormal:.2%}",
             Text(node.fit, style=STYLE[node.fit]),
         )
@@ -89,8 +89,11 @@ def _operators(found: Ranges, worst: Sequence[Reached]) -> Table:
 
 
 def _where(node: Reached) -> str:
-    at = f"position {node.first}" if node.first == node.last else f"positions {node.first}–{node.last}"
-    return f"{node.phase} {node.prompt + 1}, {at}"
+    return f"{node.phase} {node.prompt + 1}, position{'s' * (node.first < node.last)} {_positions(node)}"
+
+
+def _positions(node: Reached) -> str:
+    return str(node.first) if node.first == node.last else f"{node.first}–{node.last}"
 
 
 def _rounding(found: Ranges) -> Table:

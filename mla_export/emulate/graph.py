@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from mla_export.emulate import arithmetic, moves
 from mla_export.emulate.call import Call
 from mla_export.emulate.watch import Watch
-from mla_export.emulate.weights import Weights
 from mla_runtime.errors import BackendError
 
 Precision = Literal["float16", "float32"]
@@ -42,7 +41,9 @@ class Graph:
     the way.
     """
 
-    def __init__(self, graph: ir.Graph, weights: Weights, precision: Precision, watch: Watch) -> None:
+    def __init__(
+        self, graph: ir.Graph, weights: Callable[[ir.Value], Tensor], precision: Precision, watch: Watch
+    ) -> None:
         self._graph, self._weights, self._watch = graph, weights, watch
         self._rounds = precision == "float16"
         self._done_with = _last_uses(graph)
@@ -50,9 +51,7 @@ class Graph:
     @torch.inference_mode()
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute all outputs by name. Raises BackendError for a node that no portable graph has."""
-        known: _Known = {
-            value: Held(inputs[str(value.name)], value.dtype == _HALF) for value in self._graph.inputs
-        }
+        known: _Known = {value: _given(value, inputs[str(value.name)]) for value in self._graph.inputs}
         for node in self._graph:
             self._compute(node, known)
             for value in self._done_with.get(node, ()):
@@ -72,9 +71,7 @@ class Graph:
     def _of(self, value: ir.Value, known: _Known) -> Held:
         if value in known:
             return known[value]
-        tensor = self._weights(value)  # not kept: it is mapped
-        half = value.dtype == _HALF
-        return Held(tensor, half)
+        return Held(self._weights(value), value.dtype == _HALF)  # not kept: it is mapped
 
     def _plain(self, node: ir.Node, inputs: Sequence[Held | None]) -> list[Held]:
         sound = all(held.finite for held in inputs if held is not None)
@@ -92,15 +89,19 @@ class Graph:
                 f"{node.name}: {op} is no operator of a portable graph; export --target portable"
             )
         half = self._is_half(node, inputs)
-        return [self._rounded(node, *pair, half, sound) for pair in zip(node.outputs, found, strict=True)]
+        # what reads codes says of their type how large it gets, and nothing else
+        watched = half and inputs[0] is not None and inputs[0].tensor.is_floating_point()
+        outputs = [self._rounded(x, half) for x in found]
+        if watched:
+            for value, exact, held in zip(node.outputs, found, outputs, strict=True):
+                self._watch(node, value, exact, held.tensor, sound)
+        return outputs
 
-    def _rounded(self, node: ir.Node, output: ir.Value, exact: Tensor, half: bool, sound: bool) -> Held:
+    def _rounded(self, exact: Tensor, half: bool) -> Held:
         if not exact.is_floating_point():
             return Held(exact, False)
         rounded = exact.half() if half and self._rounds else exact
-        if half:
-            self._watch(node, output, exact, rounded, sound)
-        return Held(rounded, half, bool(rounded.isfinite().all()))
+        return Held(rounded, half, _is_finite(rounded))
 
     def _is_half(self, node: ir.Node, inputs: Sequence[Held | None]) -> bool:
         """Say whether a node's floats are float16: a cast says so itself, others are as their floats are."""
@@ -135,6 +136,14 @@ class Graph:
             Held(torch.stack([h.tensor for h in held]), held[0].half, all(h.finite for h in held))
             for held in zip(*rounds, strict=True)
         ]
+
+
+def _given(value: ir.Value, tensor: Tensor) -> Held:
+    return Held(tensor, value.dtype == _HALF, _is_finite(tensor))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def _wide(tensor: Tensor) -> Tensor:
