@@ -65,13 +65,16 @@ class Reached:
 class Rounding:
     """What rounding does to the logits at `tokens` positions; only those `finite` are measured.
 
-    `rms` and `max_abs` in logits, `relative` the RMS error over the logits' own RMS, `kl` the mean divergence
-    in nats, `same_top` the share whose most likely token is the same. None where nothing is finite.
+    `rms` and `max_abs` in logits, `median` the RMS error of the median token (a gate that falls the other way
+    moves its token by more than all rounding), `relative` the RMS error over the logits' own RMS, `kl` the
+    mean divergence in nats, `same_top` the share whose most likely token is the same. None where nothing is
+    finite.
     """
 
     tokens: int
     finite: int
     rms: float | None
+    median: float | None
     relative: float | None
     max_abs: float | None
     kl: float | None
@@ -163,7 +166,8 @@ class _Tally:
 
     def __init__(self) -> None:
         self._tokens = self._finite = self._same = 0
-        self._squares = self._size = self._kl = self._largest = 0.0
+        self._size = self._kl = self._largest = 0.0
+        self._squares: list[float] = []  # of each token
 
     def add(self, rounded: Array, exact: Array) -> None:
         """Take logits [S, V]."""
@@ -176,7 +180,7 @@ class _Tally:
                 continue
             self._finite += len(want)
             self._same += int((got.argmax(axis=1) == want.argmax(axis=1)).sum())
-            self._squares += float(((got - want) ** 2).mean(axis=1).sum())
+            self._squares += ((got - want) ** 2).mean(axis=1).tolist()
             self._size += float((want**2).mean(axis=1).sum())
             self._kl += float(divergence(got, want).sum())
             self._largest = max(self._largest, float(np.abs(got - want).max()))
@@ -184,10 +188,17 @@ class _Tally:
     def rounding(self) -> Rounding:
         """Give what was found."""
         if not (n := self._finite):
-            return Rounding(self._tokens, 0, None, None, None, None, None)
-        relative = (self._squares / self._size) ** 0.5 if self._size else None
-        rms = (self._squares / n) ** 0.5
-        return Rounding(self._tokens, n, rms, relative, self._largest, self._kl / n, self._same / n)
+            return Rounding(self._tokens, 0, None, None, None, None, None, None)
+        return Rounding(
+            tokens=self._tokens,
+            finite=n,
+            rms=float(np.mean(self._squares)) ** 0.5,
+            median=float(np.median(self._squares)) ** 0.5,
+            relative=(sum(self._squares) / self._size) ** 0.5 if self._size else None,
+            max_abs=self._largest,
+            kl=self._kl / n,
+            same_top=self._same / n,
+        )
 
 
 def _nodes(rounded: dict[str, Seen], exact: dict[str, Seen]) -> Iterator[Reached]:

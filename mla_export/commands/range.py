@@ -99,8 +99,17 @@ def _positions(node: Reached) -> str:
 def _rounding(found: Ranges) -> Table:
     r = found.rounding
     title = "Logits with every float16 result rounded, beside the same graphs in float32"
-    header = ("tokens", "finite", "RMS Δ", "of their RMS", "max |Δ|", "KL, nats", "same top-1")
-    figures = [r.rms, r.relative, r.max_abs, r.kl]
+    header = (
+        "tokens",
+        "finite",
+        "RMS Δ",
+        "median token",
+        "of their RMS",
+        "max |Δ|",
+        "KL, nats",
+        "same top-1",
+    )
+    figures = [r.rms, r.median, r.relative, r.max_abs, r.kl]
     row = (
         str(r.tokens),
         str(r.finite),
