@@ -43,7 +43,8 @@ class Reached:
 
     `operator` is its name without the layer's (None: outside of the layers). `largest` was found in prompt
     `prompt` (from 0) between its tokens `first` and `last`. `overflows` counts results that became infinite
-    where everything before was finite; `subnormal` is the share of those too small to keep all bits.
+    where everything before was finite; `subnormal` is the share of those too small to keep all bits. `sums`
+    bounds the partial sums of a product, in whatever order they are added (None: not a product).
     """
 
     node: str
@@ -58,6 +59,7 @@ class Reached:
     last: int
     overflows: int
     subnormal: float
+    sums: float | None
     fit: Fit
 
 
@@ -224,5 +226,6 @@ def _nodes(rounded: dict[str, Seen], exact: dict[str, Seen]) -> Iterator[Reached
             last=place.last,
             overflows=seen.overflows,
             subnormal=seen.subnormal / max(1, seen.values),
+            sums=other.sums,
             fit="overflow" if further.largest >= ROUNDS_AWAY or seen.overflows else fit,
         )

@@ -12,7 +12,7 @@ from rich.text import Text
 from mla_export import progress
 from mla_export.commands.tables import STYLES, console, print_json, table
 from mla_export.extras import need
-from mla_export.ranges import LIMIT, Ranges, Reached, look
+from mla_export.ranges import LIMIT, ROUNDS_AWAY, Ranges, Reached, look
 from mla_runtime.bundle import Bundle
 from mla_runtime.wording import counted
 
@@ -42,6 +42,7 @@ def render(found: Ranges) -> Group:
         parts.append(
             Text(f"{counted(len(rest), 'other operator')}: at most {rest[0].largest:,.1f}", style="dim")
         )
+    parts.append(Text(_sums(found.nodes), style="dim"))
     parts.append(_rounding(found))
     parts += [Text(line, style=STYLE["overflow"]) for line in _advice(found)]
     words = {"fine": "float16 holds it", "close": "float16 holds it, with less than a factor of 2 to spare"}
@@ -59,6 +60,14 @@ def _worst(nodes: Sequence[Reached]) -> list[Reached]:
         if known is None or _order(node) > _order(known):
             by_operator[node.operator] = node
     return sorted(by_operator.values(), key=_order, reverse=True)
+
+
+def _sums(nodes: Sequence[Reached]) -> str:
+    """Say whether products would fit if a kernel summed them in float16 too."""
+    sums, node = max((node.sums or 0.0, node.node) for node in nodes)
+    if sums < ROUNDS_AWAY:
+        return f"Products fit in any order of their sums, in float16 too: at most {sums:,.1f} ({node})"
+    return f"Products need sums in float32: partial ones may come to {sums:,.0f} ({node})"
 
 
 def _order(node: Reached) -> tuple[bool, float]:

@@ -95,6 +95,9 @@ class Graph:
         if watched:
             for value, exact, held in zip(node.outputs, found, outputs, strict=True):
                 self._watch(node, value, exact, held.tensor, sound)
+            if node.op_type in arithmetic.PRODUCTS and not self._rounds:
+                magnitudes = [None if held is None else held.tensor.abs() for held in inputs]
+                self._watch.bound(node, rule(Call(node, magnitudes))[0])
         return outputs
 
     def _rounded(self, exact: Tensor, half: bool) -> Held:

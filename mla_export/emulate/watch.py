@@ -56,7 +56,8 @@ class Seen:
 
     `largest` is the largest finite magnitude before rounding, found at `place` (None: there was none);
     `overflows` counts results that are not finite though all that went in was; `values` counts all results,
-    `subnormal` those below the smallest normal float16, but not zero.
+    `subnormal` those below the smallest normal float16, but not zero. `sums`, of a product: the largest sum
+    of its terms' magnitudes, which no partial sum passes in whatever order a kernel adds.
     """
 
     op_type: str
@@ -65,6 +66,7 @@ class Seen:
     overflows: int = 0
     values: int = 0
     subnormal: int = 0
+    sums: float | None = None
 
 
 @dataclass(slots=True)
@@ -95,3 +97,9 @@ class Watch:
             index = [int(i) for i in torch.unravel_index(magnitude.argmax(), magnitude.shape)]
             after = replace(after, largest=top, place=self.calling.place(output, index))
         self.seen[name] = after
+
+    def bound(self, node: ir.Node, sums: Tensor) -> None:
+        """Take the sums of a product's terms' magnitudes, after the product itself was looked at."""
+        name, top = str(node.name), float(sums.max()) if sums.numel() else 0.0
+        if before := self.seen.get(name):
+            self.seen[name] = replace(before, sums=max(top, before.sums or 0.0))

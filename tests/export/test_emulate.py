@@ -131,6 +131,16 @@ def test_the_watch_has_the_largest_before_rounding_and_counts():
     assert watch.seen["Add"].place == Place("step", 5, 40, 40)
 
 
+def test_partial_sums_are_bounded_by_the_sum_of_magnitudes():
+    watch = Watch(CALLING)
+    x, column = torch.tensor([[40000.0, 40000.0, -40000.0]]).half(), torch.ones(3, 1).half()
+    compute("MatMul", x, column, precision="float32", watch=watch)
+    compute("MatMul", x / 2, column, precision="float32", watch=watch)
+    assert (watch.seen["MatMul"].largest, watch.seen["MatMul"].sums) == (40000.0, 120000.0)
+    compute("Add", x, x, precision="float32", watch=watch)
+    assert watch.seen["Add"].sums is None
+
+
 def test_what_is_spoiled_before_a_node_is_not_its_overflow():
     watch = Watch(CALLING)
     compute("Add", torch.tensor([torch.inf, 1.0]).half(), torch.ones(2).half(), watch=watch)

@@ -116,6 +116,9 @@ def test_a_small_model_of_every_family_is_fine(family, cache, tmp_path):
     assert r.relative > 1e-5, "nothing was rounded"
     layers = {n.layer for n in found.nodes}
     assert layers >= {0, 1, 2}
+    products = [n for n in found.nodes if n.op_type in ("MatMul", "Gemm")]
+    assert all(n.sums >= 0.98 * n.largest for n in products)  # in the run without rounding
+    assert "Products fit in any order of their sums" in shown(found)
     assert "float16 holds it (" in shown(found)
 
 
