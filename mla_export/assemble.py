@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from mla_export.layout import Layout, Weight
 from mla_export.plan import Plan
-from mla_export.trace import OPSET, Traced, TracedModel
+from mla_export.trace import Traced, TracedModel
 from mla_graphs import ops
 from mla_graphs.contract import TensorSpec
 from mla_graphs.geometry import Phase
@@ -82,7 +82,7 @@ def _graph(plan: Plan, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], 
         outputs,
         nodes=stamp.nodes,
         initializers=list(stamp.initializers.values()),
-        opset_imports={"": OPSET, ops.DOMAIN: ops.VERSION},
+        opset_imports={"": plan.opset, ops.DOMAIN: ops.VERSION},
         name=f"{plan.geometry.family}.{plan.absorb}",
     )
 
@@ -139,23 +139,17 @@ class _Stamp:
         return [out for output in block.graph.outputs if (out := values[output]) is not None]
 
     def _parameter(self, name: str) -> ir.Value:
-        """Give a parameter's value: an initializer, or what `Dequantize` makes of codes and scales."""
+        """Give a parameter's value: an initializer, or what an operator makes of codes and scales."""
         parameter = self._parameters[name]
-        if parameter.blocks is None:
+        storage = parameter.storage
+        if storage is None:
             return self.initializers[name]
         if name not in self._written:
             inputs = [self.initializers[f"{name}.codes"], self.initializers[f"{name}.scales"]]
-            attributes = {
-                "name": name,
-                "bits": parameter.blocks.bits,
-                "group": parameter.blocks.group,
-                "inputs": parameter.inputs,
-                "table": int(parameter.is_table),
-                "fine": int(parameter.blocks.fine),
-            }
+            attributes: dict[str, str | int] = {"name": name, **storage.attributes(parameter.matrix)}
             made = ir.Value(name=name, shape=ir.Shape(parameter.shape), type=ir.TensorType(parameter.dtype))
             self.nodes.append(
-                ir.node("Dequantize", inputs, attributes, domain=ops.DOMAIN, outputs=[made], name=name)
+                ir.node(storage.operator, inputs, attributes, domain=ops.DOMAIN, outputs=[made], name=name)
             )
             self._written[name] = made
         return self._written[name]

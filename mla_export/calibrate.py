@@ -48,7 +48,7 @@ class Calibrated:
         self._wanted: dict[int, set[str]] = {}
         for parameter in parameters:
             place = self._place(parameter)
-            if parameter.blocks and place:
+            if parameter.storage and place:
                 self._wanted.setdefault(place[0], set()).add(place[1])
         self._hidden: list[Tensor] = []  # [1, S, H] a window, ahead of layer `_next`
         self._next = 0
@@ -56,8 +56,8 @@ class Calibrated:
 
     def __call__(self, parameter: Parameter, matrix: Tensor, expert: int | None) -> Quantized:
         """Round a matrix; a layer's first has the windows pass it."""
-        place = self._place(parameter)
-        if place is None or parameter.blocks is None:
+        place, storage = self._place(parameter), parameter.storage
+        if place is None or storage is None:
             return searched(parameter, matrix, expert)
         layer, source = place
         while self._next <= layer:
@@ -69,9 +69,14 @@ class Calibrated:
         if moments is None:
             return searched(parameter, matrix, expert)
         name = parameter.name if expert is None else f"{parameter.name}[{expert}]"
-        bits, group = parameter.blocks.bits, parameter.blocks.group
         return quantize_calibrated(
-            matrix, bits, group, moments, scale_dtype=scale_dtype(parameter), name=name
+            matrix,
+            storage.bits,
+            storage.group(parameter.matrix.inputs),
+            moments,
+            scale_dtype=scale_dtype(parameter),
+            positive=storage.positive(parameter.matrix),
+            name=name,
         )
 
     def _place(self, parameter: Parameter) -> tuple[int, str] | None:

@@ -142,6 +142,7 @@ def formats_of(manifest: Manifest) -> Formats:
         floats=floats,
         group=precision.group or 32,
         head=4 if precision.head == "int4" else 8,
+        target=manifest.target,
     )
 
 

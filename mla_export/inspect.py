@@ -12,6 +12,7 @@ from mla_export.checkpoint import Checkpoint, refuse_other
 from mla_export.geometry_json import geometry_from
 from mla_graphs import Geometry
 from mla_runtime.bundle import MANIFEST, Bundle
+from mla_runtime.engines.version_check import Report, survey
 from mla_runtime.errors import CheckpointError, ConfigError
 from mla_runtime.fields import read_json
 from mla_runtime.paths import guarded
@@ -40,6 +41,7 @@ class Inspection:
     tensors: Tensors | None = None
     bundle: Bundle | None = None
     notes: tuple[str, ...] = field(default=())
+    versions: tuple[Report, ...] = field(default=())  # of TensorRT, beside a bundle
 
     def as_json(self) -> dict[str, Any]:
         """Give everything as plain JSON values; sizes are in elements unless named bytes."""
@@ -81,6 +83,7 @@ class Inspection:
                 "chunk": self.bundle.chunk,
                 "files": {name: entry.size for name, entry in manifest.files.items()},
                 "cache": [asdict(tensor) for tensor in manifest.cache],
+                "tensorrt": [report.as_json() for report in self.versions],
             }
         return result
 
@@ -89,15 +92,14 @@ def inspect(path: str | Path, max_context: int | None = None) -> Inspection:
     """Read what `path` is: a bundle, a folder with or without weights, or a config.json.
 
     Raises `ConfigError` for a model that is not supported, with the reason, `CheckpointError` for
-    tensors that do not add up and `BundleError` for a damaged manifest. Weights are not read.
+    tensors that do not add up and `BundleError` for a damaged manifest or graph. Weights are not read.
     """
     root = Path(path)
     if (root / MANIFEST).is_file():
         bundle = Bundle.open(root)
         where = f"{root / MANIFEST}: model.geometry"
-        return Inspection(
-            root, "bundle", geometry_from(bundle.raw["model"]["geometry"], where), bundle=bundle
-        )
+        geometry = geometry_from(bundle.raw["model"]["geometry"], where)
+        return Inspection(root, "bundle", geometry, bundle=bundle, versions=survey(bundle))
     refuse_other(root)
     if root.is_dir() and any(root.glob("*.safetensors")):
         return _inspect_checkpoint(root, max_context)

@@ -23,6 +23,7 @@ from mla_export.trace import Traced, TracedModel
 from mla_graphs.contract import CacheSpec
 from mla_graphs.geometry import Phase
 from mla_graphs.lowering import lower
+from mla_runtime.backends.ort_codes import CodedWeights
 from mla_runtime.errors import ExportError
 
 Array = npt.NDArray[Any]
@@ -93,7 +94,9 @@ class Layerwise:
         model = assemble_block(self.plan, traced, prefix, self.layout, self.weights.name, renamed)
         model = lower(model, self.plan.target, phase)
         name = prefix.rstrip(".") or "embedding"
-        return _Block(name, model, self.weights.parent, packed=self.single, watched=watched)
+        coded = self.plan.scheme is not None and self.plan.target == "portable"
+        codes = CodedWeights(coded, written_out=coded)  # a block is small
+        return _Block(name, model, self.weights.parent, codes, packed=self.single, watched=watched)
 
     def _prelude_inputs(self, call: Call) -> list[Array]:
         count = len(call.ids)
@@ -109,7 +112,9 @@ class Layerwise:
 class _Block:
     """A block loaded in ONNX Runtime; inputs and outputs are in the order of its graph."""
 
-    def __init__(self, name: str, model: ir.Model, folder: Path, *, packed: bool, watched: bool) -> None:
+    def __init__(
+        self, name: str, model: ir.Model, folder: Path, codes: CodedWeights, *, packed: bool, watched: bool
+    ) -> None:
         import onnxruntime
 
         graph = model.graph
@@ -126,6 +131,7 @@ class _Block:
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # it grows in powers of two
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        codes.apply(options)
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         content = ir.to_proto(model).SerializeToString()

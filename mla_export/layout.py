@@ -5,8 +5,8 @@ All of it follows from the plan, so that the size of an export is known before a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 import onnx_ir as ir
@@ -15,13 +15,15 @@ from torch import nn
 
 from mla_export.blocks import DecoderLayer, Head, Prelude
 from mla_export.plan import Plan
-from mla_export.quantize.rule import bits_of, has_fine_inputs
-from mla_graphs.geometry import Blocks, Geometry
+from mla_export.quantize.rule import is_table
+from mla_graphs.geometry import Geometry
+from mla_graphs.storage import Matrix, Storage
 
 # Weights start at multiples of a page, so that a runtime can map them.
 ALIGNMENT = 4096
 
 _TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
+_CODES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8, "int4": ir.DataType.INT4}
 
 Part = Literal["values", "codes", "scales"]
 
@@ -31,7 +33,7 @@ class Weight:
     """One tensor of the weights file; its place is known before its data.
 
     `parameter` is what the blocks call it. A parameter in floats is one tensor of that name; one in
-    blocks is two, `.codes` and `.scales`.
+    codes is two, `.codes` and `.scales`.
     """
 
     name: str
@@ -44,44 +46,32 @@ class Weight:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's data, without padding."""
-        return prod(self.shape) * int(self.dtype.itemsize)
+        return math.ceil(math.prod(self.shape) * self.dtype.itemsize)
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the blocks and how it is stored; `blocks` is None for floats.
+    """A parameter of the blocks and how it is stored; `storage` is None for floats.
 
-    Matrices are [..., in, out], tables (embedding and head) [out, in].
+    `dtype` is that of the floats: of the parameter itself, or of its scales.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: ir.DataType
-    blocks: Blocks | None
+    storage: Storage | None
 
     @property
-    def is_table(self) -> bool:
-        """Whether rows are outputs, as embeddings are stored."""
-        return self.name in ("embed.weight", "head.weight")
-
-    @property
-    def inputs(self) -> int:
-        """How many inputs an output has: what groups divide."""
-        return self.shape[-1] if self.is_table else self.shape[-2]
-
-    @property
-    def outputs(self) -> tuple[int, ...]:
-        """Give the shape without its inputs: [..., out]."""
-        return self.shape[:-1] if self.is_table else (*self.shape[:-2], self.shape[-1])
+    def matrix(self) -> Matrix:
+        """Give its shape as a matrix; of embedding and head rows are outputs."""
+        return Matrix(self.shape, is_table(self.name))
 
     def tensors(self, offset: int) -> list[Weight]:
         """Give what is written for it, from `offset` on."""
-        if self.blocks is None:
+        if self.storage is None:
             return [Weight(self.name, self.name, "values", self.dtype, self.shape, offset)]
-        groups = -(-self.inputs // self.blocks.group)
-        packed = (*self.outputs, groups, self.blocks.group * self.blocks.bits // 8)
-        codes = Weight(f"{self.name}.codes", self.name, "codes", ir.DataType.UINT8, packed, offset)
-        scales = (*self.outputs, groups)
+        made, scales = self.storage.codes(self.matrix), self.storage.scales(self.matrix)
+        codes = Weight(f"{self.name}.codes", self.name, "codes", _CODES[made.dtype], made.shape, offset)
         after = offset + aligned(codes.nbytes)
         return [codes, Weight(f"{self.name}.scales", self.name, "scales", self.dtype, scales, after)]
 
@@ -113,7 +103,8 @@ def layout(plan: Plan) -> Layout:
     for name, declared in _declared(plan):
         if name in parameters:
             continue  # a tied head reads the embedding's table
-        parameter = Parameter(name, tuple(declared.shape), _TYPES[declared.dtype], _blocks(plan, name))
+        shape = tuple(declared.shape)
+        parameter = Parameter(name, shape, _TYPES[declared.dtype], _storage(plan, name, shape))
         parameters[name] = parameter
         made = parameter.tensors(offset)
         weights += made
@@ -139,10 +130,7 @@ def head_name(geometry: Geometry, name: str) -> str:
     return "embed.weight" if name == "weight" and geometry.tie_word_embeddings else f"head.{name}"
 
 
-def _blocks(plan: Plan, name: str) -> Blocks | None:
-    if plan.weights is None:
+def _storage(plan: Plan, name: str, shape: tuple[int, ...]) -> Storage | None:
+    if plan.scheme is None:
         return None
-    bits = bits_of(name, plan.geometry, plan.weights.bits, plan.head)
-    if bits is None:
-        return None
-    return Blocks(bits, plan.weights.group, has_fine_inputs(name, plan.geometry, plan.weights.bits))
+    return plan.scheme.storage(name, Matrix(shape, is_table(name)), plan.geometry)

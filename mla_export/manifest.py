@@ -15,7 +15,6 @@ import torch
 
 from mla_export.costs import parameters
 from mla_export.plan import Plan
-from mla_export.trace import OPSET
 from mla_graphs.geometry import Phase
 from mla_runtime.manifest import FORMAT, Calibration, Canary, FileEntry, digest
 
@@ -59,7 +58,7 @@ class Manifest:
                 "geometry": dataclasses.asdict(g),
             },
             "target": plan.target,
-            "opset": OPSET,
+            "opset": plan.opset,
             "absorb": plan.absorb,
             "precision": dataclasses.asdict(plan.precision),
             "graphs": {

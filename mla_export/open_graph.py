@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from mla_runtime.backends.ort_codes import CodedWeights
 from mla_runtime.bundle import Bundle
 from mla_runtime.errors import BackendError
 from mla_runtime.manifest import Phase
@@ -41,7 +42,11 @@ class OpenGraph:
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0  # 0: its own choice
         other: Phase = "step" if phase == "prompt" else "prompt"
-        if file != bundle.graph(other).file:  # as the backend: a graph of its own runs on mapped weights
+        codes = CodedWeights.of(bundle)
+        codes.apply(options)
+        if (
+            file != bundle.graph(other).file and not codes.must_be_packed
+        ):  # as the backend: a graph of its own runs on mapped weights
             options.add_session_config_entry("session.disable_prepacking", "1")
         # the graph comes from memory, its weights from where they are
         folder = str(bundle.path.resolve())

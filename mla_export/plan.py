@@ -7,16 +7,27 @@ from typing import Literal, get_args
 
 import torch
 
+from mla_export.quantize.rule import Scheme
 from mla_graphs.contract import CacheTypes, Contract, contract
-from mla_graphs.geometry import Absorb, Blocks, Float, Geometry, RowType
+from mla_graphs.geometry import Absorb, Float, Geometry, RowType
+from mla_graphs.storage import Bits
 from mla_runtime.errors import ConfigError
 from mla_runtime.manifest import Precision
 
 Target = Literal["portable", "ort-cpu"]
 
 _FLOATS: dict[str, Float] = {"fp32": "float32", "fp16": "float16"}
-_BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
+_BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 GROUPS = (32, 128)
+OPSET = 20  # of graphs without 4 bits in standard operators
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """How most matrices are stored: codes of `bits`, a scale for each `group` of inputs (None: an output)."""
+
+    bits: Bits
+    group: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +42,9 @@ class Plan:
     absorb: Absorb
     compute: Float
     cache: CacheTypes
-    weights: Blocks | None
+    weights: Bulk | None
     target: Target
-    head: Literal[4, 8] = 8
+    head: Bits = 8
     calibrated: bool = False
 
     @classmethod
@@ -45,6 +56,18 @@ class Plan:
     def contract(self) -> Contract:
         """Give inputs, cache tensors and outputs of the graphs."""
         return contract(self.geometry, self.absorb, self.cache)
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """Give which parameters are stored in codes, and how; None where all are floats."""
+        if self.weights is None:
+            return None
+        return Scheme(self.target, self.weights.bits, self.weights.group, self.head)
+
+    @property
+    def opset(self) -> int:
+        """Give the opset of the graphs: 4 bits in standard operators need a later one."""
+        return 21 if self.weights and self.weights.bits == 4 and self.target == "portable" else OPSET
 
     @property
     def precision(self) -> Precision:
@@ -74,9 +97,9 @@ class Forms:
     target: Target
     absorb: Absorb
     compute: Float
-    weights: Blocks | None
+    weights: Bulk | None
     cache: CacheTypes
-    head: Literal[4, 8]
+    head: Bits
     calibrated: bool
 
     @classmethod
@@ -114,10 +137,13 @@ class Forms:
         compute = _FLOATS[dtype or (weights if weights in _FLOATS else None) or "fp32"]
         if target == "ort-cpu" and compute != "float32":
             raise ConfigError("--target ort-cpu computes in fp32; fp16 is for --target portable")
-        if target == "portable" and weights in _BITS:
-            raise ConfigError(
-                f"--weights {weights} is for --target ort-cpu; portable graphs hold floats so far"
-            )
+        if target == "portable" and weights == "int8":
+            options = {f"--group {group}": group is not None, f"--head {head}": head == "int4"}
+            if wrong := next((option for option, grouped in options.items() if grouped), None):
+                raise ConfigError(
+                    f"{wrong} with --weights int8: portable graphs have a scale an output there, and no "
+                    "groups; leave it out, or take --weights int4 or --target ort-cpu"
+                )
         if absorb == "expanded" and "int8" in (cache, cache_rope):
             raise ConfigError(
                 "an int8 cache holds latent rows, which --absorb expanded does not; choose another"
@@ -136,7 +162,7 @@ class Forms:
             target,  # type: ignore[arg-type] # checked above
             absorb,  # type: ignore[arg-type]
             compute,
-            Blocks(_BITS[weights], group or GROUPS[0]) if weights in _BITS else None,
+            _bulk(target, weights, group),
             CacheTypes(types[cache], types[cache_rope]),
             8 if head is None else _BITS[head],
             calibrated,
@@ -159,3 +185,10 @@ class Forms:
             self.head,
             self.calibrated,
         )
+
+
+def _bulk(target: str, weights: str | None, group: int | None) -> Bulk | None:
+    if weights not in _BITS:
+        return None
+    channels = target == "portable" and weights == "int8"
+    return Bulk(_BITS[weights], None if channels else group or GROUPS[0])

@@ -21,7 +21,7 @@ class Quantiser(Protocol):
     """Rounds matrices to codes."""
 
     def __call__(self, parameter: Parameter, matrix: Tensor, expert: int | None) -> Quantized:
-        """Round `matrix` [out, in] of a parameter in blocks; `expert` is its place in a stack, or None."""
+        """Round `matrix` [out, in] of a parameter in codes; `expert` is its place in a stack, or None."""
         ...
 
 
@@ -33,16 +33,23 @@ def scale_dtype(parameter: Parameter) -> torch.dtype:
 def searched(parameter: Parameter, matrix: Tensor, expert: int | None) -> Quantized:
     """Round to the nearest codes under scales of least squared error."""
     del expert
-    assert parameter.blocks is not None  # noqa: S101 - a quantiser is asked for blocks only
-    bits, group = parameter.blocks.bits, parameter.blocks.group
-    return quantize_blocks(matrix, bits, group, scale_dtype=scale_dtype(parameter), name=parameter.name)
+    storage = parameter.storage
+    assert storage is not None  # noqa: S101 - a quantiser is asked for codes only
+    return quantize_blocks(
+        matrix,
+        storage.bits,
+        storage.group(parameter.matrix.inputs),
+        scale_dtype=scale_dtype(parameter),
+        positive=storage.positive(parameter.matrix),
+        name=parameter.name,
+    )
 
 
 Sums = tuple[float, float]
 
 
 class WeightErrors:
-    """What rounding changed: of each parameter in blocks, the RMS error as a share of the RMS weight."""
+    """What rounding changed: of each parameter in codes, the RMS error as a share of the RMS weight."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Sums] = {}

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from mla_export.linears import Linears, parameter_of
-from mla_export.quantize import Bits
-from mla_export.quantize.rule import bits_of, has_fine_inputs
+from mla_export.quantize.rule import Scheme, bits_of, has_fine_inputs
 from mla_graphs.contract import BYTES
 from mla_graphs.geometry import Geometry
+from mla_graphs.storage import Bits, Matrix
 from mla_runtime.manifest import Precision as Formats
 
 Precision = Literal["float64", "float32", "float16", "bfloat16"]
@@ -28,15 +28,13 @@ Precision = Literal["float64", "float32", "float16", "bfloat16"]
 class Rounded:
     """A precision to compute in, and what is rounded on the way.
 
-    Weights to `weight_bits` in groups, the head to `head_bits`, as far as `bits_of` says; `activations` to
-    int8 in the same groups where such weights are multiplied with them, unless `has_fine_inputs` says that
-    those have 16 bits; `latent` rows and `rope`, the rotary keys, to int8.
+    Weights as far as `scheme` says, and in its groups; `activations` to int8 in the same groups where such
+    weights are multiplied with them, unless `has_fine_inputs` says that those have 16 bits; `latent` rows and
+    `rope`, the rotary keys, to int8.
     """
 
     precision: Precision
-    weight_bits: Bits | None
-    head_bits: Bits
-    group: int | None
+    scheme: Scheme | None
     activations: bool
     latent: bool
     rope: bool
@@ -44,7 +42,7 @@ class Rounded:
     @property
     def name(self) -> str:
         """Say in words what is computed."""
-        parts = [f"int{self.weight_bits} weights"] if self.weight_bits else []
+        parts = [f"int{self.scheme.bits} weights"] if self.scheme else []
         parts += ["int8 activations"] if self.activations else []
         parts += ["int8 rows"] if self.latent else []
         words = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
@@ -52,8 +50,9 @@ class Rounded:
 
     def matrix(self, parameter: str, tensor: Tensor, geometry: Geometry) -> Tensor:
         """Round a matrix [out, in] of what the graph calls `parameter` as far as the bundle does."""
-        bits = self._bits(parameter, geometry)
-        return tensor if bits is None else nearest(tensor, bits, self.group)
+        rows = Matrix(tuple(tensor.shape), table=True)
+        storage = None if self.scheme is None else self.scheme.storage(parameter, rows, geometry)
+        return tensor if storage is None else nearest(tensor, storage.bits, storage.group(rows.inputs))
 
     def weight(self, layer: int, name: str, tensor: Tensor, geometry: Geometry) -> Tensor:
         """Round what the checkpoint calls `name` within `layer`; no norm, no bias, nothing kept in floats."""
@@ -67,27 +66,30 @@ class Rounded:
 
         def see(linear: str, _expert: int | None, rows: Tensor) -> Tensor:
             parameter = parameter_of(linear)
-            if parameter is None or not self._rounds_inputs(f"layers.{layer}.{parameter}", geometry):
+            if parameter is None or not self.rounds_inputs(f"layers.{layer}.{parameter}", geometry):
                 return rows
-            return nearest(rows, 8, self.group)
+            return self.multiplied(rows)
 
         return Linears(module, see) if self.activations else nullcontext()
 
     def head(self, module: nn.Module, geometry: Geometry) -> AbstractContextManager[Any]:
         """Round, inside, what goes into the head of `module`, if its weights are rounded."""
-        if not self.activations or not self._rounds_inputs("head.weight", geometry):
+        if not self.rounds_inputs("head.weight", geometry):
             return nullcontext()
-        return Linears(module, lambda _linear, _expert, rows: nearest(rows, 8, self.group))
+        return Linears(module, lambda _linear, _expert, rows: self.multiplied(rows))
 
-    def _rounds_inputs(self, parameter: str, geometry: Geometry) -> bool:
-        if self.weight_bits is None or self._bits(parameter, geometry) is None:
+    def rounds_inputs(self, parameter: str, geometry: Geometry) -> bool:
+        """Tell whether what the graph multiplies with `parameter` is rounded."""
+        scheme = self.scheme
+        if not self.activations or scheme is None:
             return False
-        return not has_fine_inputs(parameter, geometry, self.weight_bits)
+        if bits_of(parameter, geometry, scheme.bits, scheme.head) is None:
+            return False
+        return not has_fine_inputs(parameter, geometry, scheme.bits)
 
-    def _bits(self, parameter: str, geometry: Geometry) -> Bits | None:
-        if self.weight_bits is None:
-            return None
-        return bits_of(parameter, geometry, self.weight_bits, self.head_bits)
+    def multiplied(self, rows: Tensor) -> Tensor:
+        """Round what is multiplied with weights in codes."""
+        return nearest(rows, 8, self.scheme.group if self.scheme else None)
 
     def install(self, layer: nn.Module, geometry: Geometry) -> None:
         """Make a decoder layer round the rows that a cache would hold.
@@ -114,7 +116,11 @@ def counterpart(formats: Formats) -> Rounded | None:
     if bits is None and not latent:
         return None
     compute: Precision = "float16" if formats.compute == "float16" else "float32"
-    return Rounded(compute, bits, head, formats.group, formats.activations == "int8", latent, rope)
+    # graphs in standard operators multiply with floats
+    activations = formats.activations == "int8"
+    target = "ort-cpu" if activations else "portable"
+    scheme = None if bits is None else Scheme(target, bits, formats.group, head)
+    return Rounded(compute, scheme, activations, latent, rope)
 
 
 def int8_rows(rows: Tensor) -> Tensor:

@@ -15,10 +15,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mla_export.blocks import DecoderLayer, Head, Prelude
-from mla_export.plan import Plan
+from mla_export.plan import OPSET, Plan
 from mla_graphs.geometry import LayerKind, Phase
-
-OPSET = 20
 
 # Sizes that stand for the contract's symbols while tracing. They differ from each other and are not
 # small, so that the exporter neither merges two symbols nor specialises on 0 or 1.

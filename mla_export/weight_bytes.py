@@ -14,15 +14,16 @@ from typing import Literal
 
 import numpy as np
 
-from mla_export.quantize.rule import bits_of
+from mla_export.quantize.rule import Scheme, is_table
 from mla_graphs import CacheTypes, Geometry, contract
 from mla_graphs.geometry import Absorb, Float, LayerKind
+from mla_graphs.storage import Bits, Matrix
 
 Part = Literal["embedding", "attention", "absorb", "dense", "router", "experts", "head", "other"]
 Weights = Literal["float", "int8", "int4"]
 Rows = Literal["float", "int8"]
 
-_BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
+_BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 SHORT = {"float32": "fp32", "float16": "fp16"}
 
 
@@ -30,6 +31,7 @@ SHORT = {"float32": "fp32", "float16": "fp16"}
 class Formats:
     """How a model is stored: form of attention, weights in groups of `group`, head, and rows of the cache.
 
+    `target` is whose form weights in int8 and int4 have (`mla_graphs.storage`): that of the bundle.
     `floats` is the type of all that is in floats: activations, norms, W_UK and W_UV, scales, float rows.
     """
 
@@ -39,7 +41,15 @@ class Formats:
     rope: Rows
     floats: Float
     group: int = 32
-    head: Literal[4, 8] = 8
+    head: Bits = 8
+    target: str = "ort-cpu"
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """Give which parameters are stored in codes, and how; None where all are floats."""
+        if self.weights == "float":
+            return None
+        return Scheme(self.target, _BITS[self.weights], self.group, self.head)
 
     @property
     def cache_types(self) -> CacheTypes:
@@ -109,18 +119,15 @@ def _stored(
     g: Geometry, formats: Formats, name: str, shape: tuple[int, ...], part: Part, layers: int
 ) -> Stored:
     elements = prod(shape)
-    bits = None
-    if formats.weights != "float":
-        bits = bits_of(name, g, _BITS[formats.weights], formats.head)
-    if bits is None:
+    matrix = Matrix(shape, is_table(name))
+    storage = None if formats.scheme is None else formats.scheme.storage(name, matrix, g)
+    if storage is None:
         # routers and rotary tables are float32 whatever the rest is
         single = part == "router" or name.startswith("rotary.")
         return Stored(
             name, part, layers, elements, elements * (4 if single else item_bytes(formats.floats)), False
         )
-    inputs = shape[-1] if part in ("embedding", "head") else shape[-2]
-    groups = elements // inputs * -(-inputs // formats.group)
-    nbytes = groups * (formats.group * bits // 8 + item_bytes(formats.floats))
+    nbytes = storage.codes(matrix).nbytes + prod(storage.scales(matrix)) * item_bytes(formats.floats)
     return Stored(name, part, layers, elements, nbytes, True)
 
 

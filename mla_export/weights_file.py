@@ -13,7 +13,8 @@ from torch import Tensor
 from mla_export.journal import Journal
 from mla_export.layout import ALIGNMENT, Layout, Parameter, Weight
 from mla_export.quantiser import Quantiser, WeightErrors, searched
-from mla_export.quantize.pack import matmul_nbits
+from mla_export.quantize.pack import packed
+from mla_graphs.storage import Storage
 from mla_runtime.errors import ExportError
 from mla_runtime.manifest import FileEntry
 
@@ -31,7 +32,7 @@ def write(
     """Write the weights file of `journal` and flush it to the disk; `advance` is told the bytes written.
 
     What the journal knows to be finished is left as it is. `pieces` gives the data of any other parameter
-    along its first axis, `quantiser` rounds what is in blocks, in the order of the file; `errors` is
+    along its first axis, `quantiser` rounds what is in codes, in the order of the file; `errors` is
     told what that changed, in an earlier run too. Raises `ExportError`
     where a value is not finite in the weight's type, naming the weight.
     """
@@ -62,12 +63,13 @@ def write(
 
         for parameter in layout.parameters[finished:]:
             made = pieces(parameter.name)
-            if parameter.blocks is None:
+            if parameter.storage is None:
                 weight = places[parameter.name, "values"]
                 put(weight, (_floats(weight, piece) for piece in made))
             else:
                 scales: list[Tensor] = []  # a small part of the codes, which are written as they are made
-                put(places[parameter.name, "codes"], _codes(parameter, made, scales, quantiser))
+                codes = _codes(parameter, parameter.storage, made, scales, quantiser)
+                put(places[parameter.name, "codes"], codes)
                 put(places[parameter.name, "scales"], (_bytes(part) for part in scales))
             file.flush()
             journal.add(parameter.name, file.tell(), digest, errors.sums(parameter.name))
@@ -78,14 +80,20 @@ def write(
 
 
 def _codes(
-    parameter: Parameter, pieces: Iterator[Tensor], scales: list[Tensor], quantiser: Quantiser
+    parameter: Parameter,
+    storage: Storage,
+    pieces: Iterator[Tensor],
+    scales: list[Tensor],
+    quantiser: Quantiser,
 ) -> Iterator[memoryview]:
     """Quantise a parameter piece by piece; give the codes, and put the scales aside."""
+    stacked = bool(parameter.matrix.stack)
     for index, piece in enumerate(pieces):
-        matrix = piece if parameter.is_table else piece.reshape(piece.shape[-2:]).T
-        found = quantiser(parameter, matrix, index if len(parameter.shape) == 3 else None)
-        scales.append(found.scales)
-        yield _bytes(matmul_nbits(found))
+        matrix = piece if parameter.matrix.table else piece.reshape(piece.shape[-2:]).T
+        found = quantiser(parameter, matrix, index if stacked else None)
+        codes, own = packed(storage, found, stacked=stacked)
+        scales.append(own)
+        yield _bytes(codes)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -244,7 +244,7 @@ def test_wheel_holds_exactly_the_three_packages(tmp_path: Path):
         tops = {name.partition("/")[0] for name in names}
         assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
         assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
-        assert "mla_export/devices.json" in names
+        assert {"mla_export/devices.json", "mla_runtime/engines/versions.json"} <= set(names)
         (metadata,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "mla-export = mla_export.cli:main" in archive.read(metadata).decode()
         assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -17,19 +17,6 @@ RowType = Literal["float32", "float16", "int8", "uint8"]
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """Weights stored as integers of `bits`, a scale for each `group` of a row's inputs; symmetric.
-
-    value = (code - 2^(bits-1)) · scale, codes unsigned; the last group of a row may be padded. `fine`: where
-    a target rounds what they are multiplied with, that keeps 16 bits instead of 8.
-    """
-
-    bits: Literal[4, 8]
-    group: int
-    fine: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class LinearScaling:
     """Position interpolation: positions are divided by `factor`."""
 

@@ -70,6 +70,23 @@ _ALL = (
         "weight [..., in, out], or [out, in] with table 1; codes beyond `inputs` are padding. fine 1: "
         "a target that rounds what the weight is multiplied with keeps 16 bits of it.",
     ),
+    Operator(
+        "DequantizeChannels",
+        ("codes", "scales"),
+        ("weight",),
+        ("rows", "table"),
+        "value = code · scale of its output. codes int8 [..., in, out], or [out, in] with rows 1; scales "
+        "[out], of a stack [E, 1, out]. weight [..., in, out], or [out, in] with table 1.",
+    ),
+    Operator(
+        "DequantizeGroups",
+        ("codes", "scales"),
+        ("weight",),
+        ("group", "table"),
+        "value = code · scale of its group of `group` inputs; codes -8 … 7. codes int4 [in, out]; of a stack "
+        "int8 [E, in/2, out], 16 · code of input k + in/2 + code of input k + 8. scales [..., in/group, "
+        "out]. weight [..., in, out], or [out, in] with table 1.",
+    ),
     Operator("Split", ("x",), ("first", "second"), ("sizes",), "Splits the last axis in two."),
     Operator("SplitHeads", ("x",), ("y",), ("heads",), "[B,S,H·D] to [B,H,S,D]."),
     Operator("MergeHeads", ("x",), ("y",), ("width",), "[B,H,S,D] to [B,S,H·D]; width = H·D."),

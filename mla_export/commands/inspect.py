@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mla_export import costs
+from mla_export.commands import engine_versions
 from mla_export.commands.tables import console, count, facts, print_json, size, table
 from mla_export.inspect import Inspection, inspect
 from mla_graphs import Geometry, LinearScaling, LongRope, Yarn
@@ -100,6 +101,7 @@ def _facts(inspection: Inspection) -> Iterator[tuple[str, str]]:
             "graphs",
             f"opset {inspection.bundle.manifest.opset}, prompt in chunks of {inspection.bundle.chunk}",
         )
+        yield from engine_versions.facts(inspection.versions)
     for note in inspection.notes:
         yield "note", note
 

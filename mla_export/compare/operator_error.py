@@ -14,9 +14,9 @@ from mla_export.numerics import factor_of, lane_of
 from mla_export.operators import Precision
 from mla_export.params import Recipes
 from mla_export.plan import Plan
-from mla_export.quantize.rule import bits_of, has_fine_inputs
+from mla_export.quantize.rule import is_table
 from mla_export.reference import Reference
-from mla_export.rounding import Rounded, nearest
+from mla_export.rounding import Rounded
 from mla_export.routing import margins
 from mla_runtime.manifest import Precision as Formats
 
@@ -27,7 +27,6 @@ FLOOR = {"float32": 1e-5, "float16": 4e-3}
 INT8_ATTENTION = 3e-2
 # A code that falls to the other side of a rounding is off by one of 127 levels.
 CODES = 5e-3
-_TABLES = ("embed.weight", "head.weight")
 
 
 class Parameters:
@@ -36,7 +35,7 @@ class Parameters:
     def __init__(self, formats: Formats, reference: Reference, plan: Plan) -> None:
         lane = lane_of(formats)
         self.precision: Precision = lane.precision if isinstance(lane, Rounded) else lane
-        self._lane = lane if isinstance(lane, Rounded) and lane.weight_bits else None
+        self._lane = lane if isinstance(lane, Rounded) and lane.scheme else None
         self._plan = plan
         self._recipes = Recipes(plan.geometry, plan.absorb, torch.float64, reference.read)
 
@@ -47,31 +46,21 @@ class Parameters:
     def rounded(self, node: ir.Node, place: int, exact: Tensor) -> Tensor:
         """Give input `place` of an operator as the peer has it: a weight or what is multiplied with it."""
         value = node.inputs[place]
-        if self._lane is None or self._lane.weight_bits is None or value is None:
+        if self._lane is None or value is None:
             return exact
         if value.is_initializer():
             return self._weight(str(value.name), exact, self._lane)
         weights = [str(v.name) for v in node.inputs if v is not None and v.is_initializer()]
-        rounds = [name for name in weights if self._bits(name) is not None]
-        if place or not rounds or node.op_type == "Embed" or not self._lane.activations:
+        geometry = self._plan.geometry
+        if place or node.op_type == "Embed":
             return exact
-        if has_fine_inputs(rounds[0], self._plan.geometry, self._lane.weight_bits):
-            return exact
-        return nearest(exact, 8, self._lane.group)
+        rounds = any(self._lane.rounds_inputs(name, geometry) for name in weights)
+        return self._lane.multiplied(exact) if rounds else exact
 
     def _weight(self, name: str, exact: Tensor, lane: Rounded) -> Tensor:
-        bits = self._bits(name)
-        if bits is None:
-            return exact
-        if name in _TABLES:
-            return nearest(exact, bits, lane.group)
-        return nearest(exact.transpose(-1, -2), bits, lane.group).transpose(-1, -2)
-
-    def _bits(self, name: str) -> int | None:
-        lane = self._lane
-        if lane is None or lane.weight_bits is None:
-            return None
-        return bits_of(name, self._plan.geometry, lane.weight_bits, lane.head_bits)
+        if exact.dim() < 2 or is_table(name):
+            return lane.matrix(name, exact, self._plan.geometry)
+        return lane.matrix(name, exact.mT, self._plan.geometry).mT
 
 
 class Allowed:

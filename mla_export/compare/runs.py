@@ -11,7 +11,7 @@ from mla_export.compare.result import Side
 from mla_export.compare.script import Script, script
 from mla_export.compare.sides import CPU, Job, without_numbers
 from mla_runtime import Model
-from mla_runtime.errors import BackendError, NumericsError
+from mla_runtime.errors import BackendError, EngineError, NumericsError, VerificationError
 
 
 @dataclass(slots=True)
@@ -31,8 +31,11 @@ class Runs:
         """Decode with a side, or keep why it did not."""
         try:
             backend = job.load()
-        except BackendError as cause:
+        except (BackendError, EngineError) as cause:
             self.ended[job] = without_numbers(job, "absent", str(cause))
+            return
+        except VerificationError as cause:  # engines whose canary fails are there, and wrong
+            self.ended[job] = without_numbers(job, "fail", str(cause))
             return
         with Model(job.held, backend) as model:
             if self.script is None:

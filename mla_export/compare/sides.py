@@ -15,7 +15,8 @@ from mla_runtime.errors import BackendError, InputError
 
 TORCH = "torch"  # the checkpoint itself, in float32
 CPU = "ort:cpu"  # where graphs are opened, and where a bundle is the reference
-PLANNED = ("ort:cuda", "tensorrt-rtx", "tensorrt")  # named already, so that a command line stays as it is
+# named already, so that a command line stays as it is
+PLANNED = tuple(name for name in ("ort:cuda", "tensorrt-rtx", "tensorrt") if name not in backends.NAMES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,7 @@ class Job:
         return self.bundle
 
     def load(self) -> Backend:
-        """Load the bundle; raises BackendError where the backend is not there."""
+        """Load the bundle; raises BackendError where the backend is not there, EngineError for no engines."""
         if self.bundle is None or self.backend in PLANNED:
             raise BackendError(f"this version has no backend {self.backend!r}; it has {known()}")
         return backends.load(self.backend, self.bundle, None)
@@ -89,7 +90,8 @@ def jobs(bundles: Sequence[Bundle], names: Sequence[str]) -> list[Job]:
     """
     for name in names:
         if name not in (TORCH, *backends.NAMES, *PLANNED):
-            raise InputError(f"no backend {name!r}; known are {known()}, and {', '.join(PLANNED)} to come")
+            to_come = f", and {', '.join(PLANNED)} to come" if PLANNED else ""
+            raise InputError(f"no backend {name!r}; known are {known()}{to_come}")
     chosen = list(dict.fromkeys(names))
     if not chosen:
         raise InputError(f"no backends to compare on; known are {known()}")
@@ -117,12 +119,13 @@ def reference_bundle(bundles: Sequence[Bundle]) -> Bundle:
     )
 
 
-def reference_job(bundles: Sequence[Bundle], todo: Sequence[Job]) -> Job:
+def reference_job(bundles: Sequence[Bundle], todo: Sequence[Job], *, first: bool = False) -> Job:
     """Give the job of the bundle that is the reference, among `todo` or beside it.
 
-    Raises InputError where there is no such bundle, or nothing else to hold against it.
+    It is the first bundle in fp32, or with `first` the first of all, whatever it is in. Raises InputError
+    where there is no such bundle, or nothing else to hold against it.
     """
-    bundle = reference_bundle(bundles)
+    bundle = bundles[0] if first else reference_bundle(bundles)
     among = [job for job in todo if job.bundle is bundle and job.backend == CPU]
     job = among[0] if among else Job(bundle, CPU, bundle.path.resolve().name)
     if all(other is job for other in todo):

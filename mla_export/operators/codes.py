@@ -82,4 +82,25 @@ def _dequantize(call: Call) -> list[Tensor]:
     return [weight if call.integer("table") else weight.mT]
 
 
-RULES = {"QuantizeRows": _quantize_rows, "Dequantize": _dequantize}
+def _dequantize_channels(call: Call) -> list[Tensor]:
+    codes, scales = call.given(0).to(call.arithmetic.wide), call.wide(1)
+    weight = (codes * (scales[:, None] if call.integer("rows") else scales)).to(call.arithmetic.real)
+    return [weight if call.integer("table") == call.integer("rows") else weight.mT]
+
+
+def _dequantize_groups(call: Call) -> list[Tensor]:
+    codes, scales = call.given(0), call.wide(1)
+    if codes.dim() == 3:  # two to a byte
+        high = codes >> 4
+        codes = torch.cat((codes - 16 * high - 8, high), dim=1)
+    spread = scales.repeat_interleave(call.integer("group"), dim=-2)
+    weight = (codes.to(call.arithmetic.wide) * spread).to(call.arithmetic.real)
+    return [weight.mT if call.integer("table") else weight]
+
+
+RULES = {
+    "QuantizeRows": _quantize_rows,
+    "Dequantize": _dequantize,
+    "DequantizeChannels": _dequantize_channels,
+    "DequantizeGroups": _dequantize_groups,
+}

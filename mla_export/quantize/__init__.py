@@ -13,14 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mla_export.quantize.blocks import Bits, Quantized, quantize_blocks
+    from mla_export.quantize.blocks import Quantized, quantize_blocks
     from mla_export.quantize.calibrated import quantize_calibrated
     from mla_export.quantize.statistics import Statistics
 
-__all__ = ["Bits", "Quantized", "Statistics", "quantize_blocks", "quantize_calibrated"]
+__all__ = ["Quantized", "Statistics", "quantize_blocks", "quantize_calibrated"]
 
 _HOME = {
-    "Bits": "blocks",
     "Quantized": "blocks",
     "Statistics": "statistics",
     "quantize_blocks": "blocks",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from mla_graphs.storage import Bits
 from mla_runtime.errors import ExportError
-
-Bits: TypeAlias = Literal[4, 8]
 
 # Shares of a group's largest value that are tried as the end of its range; what is beyond is clipped. For
 # bell-shaped weights in 4 bits the best is near 0.95 in groups of 32 and near 0.85 in groups of 128.
@@ -25,7 +23,7 @@ class Quantized:
     """A weight [out, in] as codes and scales: value = code · the scale of its group.
 
     `codes` int8 [out, groups · group], -8 … 7 or -128 … 127, zero beyond `inputs`; `scales` [out, groups], of
-    either sign.
+    either sign unless they were asked to be positive.
     """
 
     codes: Tensor
@@ -52,11 +50,13 @@ def quantize_blocks(
     group: int,
     *,
     scale_dtype: torch.dtype = torch.float32,
+    positive: bool = False,
     name: str = "weight",
 ) -> Quantized:
     """Round a weight [out, in] to the nearest codes under the scales of least squared error.
 
     The scales are rounded to `scale_dtype` before the codes are taken. The last group is padded with zeros.
+    `positive`: as `search_scales` says.
 
     Raises ExportError, naming `name`, for a weight that is not finite, and for scales beyond `scale_dtype`.
     """
@@ -70,7 +70,7 @@ def quantize_blocks(
         part = weight[start : start + rows]
         padded[: len(part), :inputs] = part
         values = padded[: len(part)].view(len(part), groups, group)
-        found = search_scales(values, bits, None, scale_dtype, name)
+        found = search_scales(values, bits, None, scale_dtype, name, positive=positive)
         scales[start : start + rows] = found
         codes[start : start + rows] = round_to(values, found, bits).view(len(part), -1)
     return Quantized(codes, scales, bits, group, inputs)
@@ -84,7 +84,13 @@ def grouped(values: Tensor, group: int) -> Tensor:
 
 
 def search_scales(
-    values: Tensor, bits: Bits, importance: Tensor | None, scale_dtype: torch.dtype, name: str
+    values: Tensor,
+    bits: Bits,
+    importance: Tensor | None,
+    scale_dtype: torch.dtype,
+    name: str,
+    *,
+    positive: bool = False,
 ) -> Tensor:
     """Give the scale of each group of `values` [rows, groups, group], in `scale_dtype`: [rows, groups].
 
@@ -94,11 +100,16 @@ def search_scales(
     reduces the squared error by (Σ value · code)² / Σ code². `importance`, not negative, weighs the squared
     errors; it broadcasts to `values`.
 
-    A group below the smallest normal number gets a scale of zero. Raises as `quantize_blocks` does.
+    A group below the smallest normal number gets a scale of zero. Where scales have to be `positive`, as
+    TensorRT wants of `DequantizeLinear`, the lowest code is for values below zero alone (a tenth more squared
+    error in 4 bits), and no scale is zero. Raises as `quantize_blocks` does.
     """
     low, high = limits(bits)
     largest, smallest = values.amax(-1), values.amin(-1)
-    unit = torch.where(largest > -smallest, largest, smallest) / low
+    if positive:
+        unit = torch.maximum(largest / high, smallest / low)
+    else:
+        unit = torch.where(largest > -smallest, largest, smallest) / low
     if not unit.isfinite().all():
         raise ExportError(f"{name}: holds values that are not finite; the checkpoint is damaged")
     unit.masked_fill_(unit.abs() < _TINY, 0.0)
@@ -119,7 +130,7 @@ def search_scales(
     if not scales.isfinite().all():
         kind, widest = torch.finfo(scale_dtype), (unit * ratio).abs().max().item()
         raise ExportError(f"{name}: a scale is {widest:.4g}, above the {kind.max:.4g} of {kind.dtype}")
-    return scales
+    return scales.masked_fill_(scales == 0, torch.finfo(scale_dtype).tiny) if positive else scales
 
 
 def reciprocal(scales: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mla_export.quantize.blocks import Bits, Quantized, grouped, limits, reciprocal, search_scales
+from mla_export.quantize.blocks import Quantized, grouped, limits, reciprocal, search_scales
 from mla_export.quantize.statistics import Curvature, Statistics
+from mla_graphs.storage import Bits
 
 # Rows at a time: bounds the memory, and keeps a block of inputs in a core's cache.
 _ROWS = 4096
@@ -29,9 +30,12 @@ def quantize_calibrated(
     statistics: Statistics,
     *,
     scale_dtype: torch.dtype = torch.float32,
+    positive: bool = False,
     name: str = "weight",
 ) -> Quantized:
-    """Quantise a weight [out, in] for inputs like those that `statistics` has seen; `group` divides 128.
+    """Quantise a weight [out, in] for inputs like those that `statistics` has seen.
+
+    `group` divides 128, or is all inputs; `positive` is of scales, as in `search_scales`.
 
     Scales are searched group by group as in `quantize_blocks`, on the weights as they then stand, with each
     input weighed by its second moment. Works on `_ROWS` rows at a time, which it needs four times in float32.
@@ -46,7 +50,7 @@ def quantize_calibrated(
     for start in range(0, out, _ROWS):
         rows = slice(start, start + _ROWS)
         target = weight[rows].T.float().contiguous()  # [in, rows]: an input's weights lie together
-        work = _Columns(target, bits, group, scale_dtype, name)
+        work = _Columns(target, bits, group, scale_dtype, name, positive=positive)
         work.feed_forward(curvature)
         work.descend(curvature)
         codes[rows, :inputs] = work.codes.T.to(torch.int8)
@@ -60,8 +64,18 @@ class _Columns:
     `codes` [in, rows] are whole numbers held in float32; `scales` [groups, rows].
     """
 
-    def __init__(self, target: Tensor, bits: Bits, group: int, scale_dtype: torch.dtype, name: str) -> None:
+    def __init__(
+        self,
+        target: Tensor,
+        bits: Bits,
+        group: int,
+        scale_dtype: torch.dtype,
+        name: str,
+        *,
+        positive: bool,
+    ) -> None:
         self.target, self.bits, self.group, self.name = target, bits, group, name
+        self.positive = positive
         self.inputs, rows = target.shape
         self.codes = torch.empty_like(target)
         self.scales = torch.empty(-(-self.inputs // group), rows, dtype=scale_dtype)
@@ -109,6 +123,8 @@ class _Columns:
     def _search(self, weights: Tensor, importance: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """Find the scales [rows] of a group's `weights` [group, rows]; give them and their reciprocals."""
         values, weighing = grouped(weights.T, self.group), grouped(importance[None], self.group)
-        self.scales[index] = search_scales(values, self.bits, weighing, self.scales.dtype, self.name)[:, 0]
+        self.scales[index] = search_scales(
+            values, self.bits, weighing, self.scales.dtype, self.name, positive=self.positive
+        )[:, 0]
         wide = self.scales[index].float()
         return wide, reciprocal(wide)

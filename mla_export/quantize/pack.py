@@ -6,6 +6,31 @@ import torch
 from torch import Tensor
 
 from mla_export.quantize.blocks import Quantized
+from mla_graphs.storage import Blocks, Channels, Groups, Storage
+
+
+def packed(storage: Storage, weight: Quantized, *, stacked: bool) -> tuple[Tensor, Tensor]:
+    """Give codes and scales of a matrix as its form lays them out; `stacked`: as one of a stack."""
+    match storage:
+        case Blocks():
+            return matmul_nbits(weight), weight.scales
+        case Channels(rows=True):
+            return weight.codes, weight.scales[:, 0]
+        case Groups() if stacked:
+            return byte_halves(weight), weight.scales.T
+        case Channels() | Groups():
+            return dequantize_linear(weight)
+    raise TypeError(f"{storage} has no layout")
+
+
+def byte_halves(weight: Quantized) -> Tensor:
+    """Give 4 bits as bytes int8 [in / 2, out] that floats take apart exactly; two nibbles of unlike signs.
+
+    A byte is 16 · the code of input k + in / 2, plus the code of input k and 8, which is not negative: so
+    floor(byte / 16) is the one. INT4 tensors cannot be gathered in TensorRT, and bytes can.
+    """
+    low, high = weight.codes.T.chunk(2)
+    return (high << 4) + (low + 8)
 
 
 def matmul_nbits(weight: Quantized) -> Tensor:

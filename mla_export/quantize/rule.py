@@ -1,4 +1,4 @@
-"""Which parameters get how many bits.
+"""Which parameters get how many bits, and in which form.
 
 What stays above 4 bits was measured on the trained sample, by the mean KL that its rounding costs: tensors
 that every token passes and that are a small share of the bytes.
@@ -6,18 +6,21 @@ that every token passes and that are a small share of the bytes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from mla_graphs.geometry import Geometry
-
-if TYPE_CHECKING:  # it needs torch, which this rule does without
-    from mla_export.quantize.blocks import Bits
+from mla_graphs.storage import Bits, Blocks, Channels, Groups, Matrix, Storage
 
 # Norms, biases, the gate and the rotary tables; and W_UK and W_UV, which stand in the graph a head.
 _FLOAT = ("norm.weight", ".bias", "correction_bias", "moe.router.weight", "w_uk", "w_uv")
 _EIGHT = ("embed.weight", "k_up.weight", "v_up.weight")
 # Every later token reads the cached row that this makes.
 _LATENT = "attention.kv_down.weight"
+
+
+def is_table(name: str) -> bool:
+    """Tell whether a parameter's rows are its outputs, as embeddings are stored."""
+    return name in ("embed.weight", "head.weight")
 
 
 def bits_of(name: str, geometry: Geometry, bits: Bits, head: Bits = 8) -> Bits | None:
@@ -51,3 +54,33 @@ def has_fine_inputs(name: str, geometry: Geometry, bits: Bits) -> bool:
         return False
     head = "embed.weight" if geometry.tie_word_embeddings else "head.weight"
     return ".attention." in name or name == head
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What an export stores in codes: the bits of the bulk and of a head of its own, for a target.
+
+    `group` is how many inputs share a scale; None where each output has one.
+    """
+
+    target: str
+    bits: Bits
+    group: int | None
+    head: Bits = 8
+
+    def storage(self, name: str, matrix: Matrix, geometry: Geometry) -> Storage | None:
+        """Give the form of a parameter; None for floats.
+
+        Standard operators take 8 bits with a scale an output, and whole groups of 4 bits only: a matrix whose
+        inputs do not fill their groups gets 8 bits there.
+        """
+        bits = bits_of(name, geometry, self.bits, self.head)
+        if bits is None:
+            return None
+        if self.target == "ort-cpu":
+            if self.group is None:
+                raise ValueError("ort-cpu stores weights in groups")
+            return Blocks(bits, self.group, has_fine_inputs(name, geometry, self.bits))
+        if bits == 4 and self.group is not None and matrix.inputs % self.group == 0:
+            return Groups(self.group)
+        return Channels(rows=name == "embed.weight")

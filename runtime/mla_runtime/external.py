@@ -8,8 +8,10 @@ Field numbers are those of onnx.proto3.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from mla_runtime import wire
 from mla_runtime.errors import BundleError
 from mla_runtime.manifest import FileEntry
 
@@ -23,32 +25,51 @@ _MESSAGES: Mapping[str, Mapping[int, str]] = {
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
 }
-_EXTERNAL_DATA = 13
+_NAME, _EXTERNAL_DATA = 8, 13
 _MAX_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """A tensor whose data are `length` bytes of the file `location`, from `offset` on."""
+
+    name: str
+    location: str
+    offset: int
+    length: int
 
 
 def check_external(path: Path, files: Mapping[str, FileEntry]) -> None:
     """Raise `BundleError` unless every tensor that the ONNX file `path` keeps elsewhere is in `files`."""
+    for tensor in external_tensors(path):
+        where, end = tensor.location, tensor.offset + tensor.length
+        if where not in files:
+            msg = f"{path}: a tensor lies in {where!r}, which bundle.json does not list; "
+            raise BundleError(msg + "do not use this bundle, get it again")
+        if not 0 <= tensor.offset <= end <= files[where].size:
+            msg = f"{path}: a tensor lies at bytes {tensor.offset} to {end} of {where!r}, "
+            raise BundleError(msg + f"which has {files[where].size}; get the bundle again")
+
+
+def external_tensors(path: Path) -> list[External]:
+    """List the tensors that the ONNX file `path` keeps elsewhere; raises `BundleError` for another file."""
     data = memoryview(path.read_bytes())
     try:
-        for location, offset, length in _external(data, "Model", 0):
-            if location not in files:
-                msg = f"{path}: a tensor lies in {location!r}, which bundle.json does not list; "
-                raise BundleError(msg + "do not use this bundle, get it again")
-            if not 0 <= offset <= offset + length <= files[location].size:
-                msg = f"{path}: a tensor lies at bytes {offset} to {offset + length} of {location!r}, "
-                raise BundleError(msg + f"which has {files[location].size}; get the bundle again")
+        return list(_external(data, "Model", 0))
     except (ValueError, IndexError, RecursionError) as cause:
         raise BundleError(f"{path}: not an ONNX file ({cause}); get the bundle again") from cause
 
 
-def _external(data: memoryview, message: str, depth: int) -> Iterator[tuple[str, int, int]]:
+def _external(data: memoryview, message: str, depth: int) -> Iterator[External]:
     if depth > _MAX_DEPTH:
         raise ValueError(f"messages nested deeper than {_MAX_DEPTH}")
     if message == "Tensor":
-        entries = dict(_entry(value) for number, value in _fields(data) if number == _EXTERNAL_DATA)
+        fields = list(_fields(data))
+        entries = dict(_entry(value) for number, value in fields if number == _EXTERNAL_DATA)
         if entries:
-            yield entries.get("location", ""), int(entries.get("offset", 0)), int(entries.get("length", 0))
+            name = next((str(value, "utf-8") for number, value in fields if number == _NAME), "")
+            offset, length = (int(entries.get(key, 0)) for key in ("offset", "length"))
+            yield External(name, entries.get("location", ""), offset, length)
         return
     inner = _MESSAGES[message]
     for number, value in _fields(data):
@@ -62,31 +83,7 @@ def _entry(data: memoryview) -> tuple[str, str]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the length-delimited fields of a message and step over the others."""
-    at, end = 0, len(data)
-    while at < end:
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            _, at = _varint(data, at)
-        elif kind == 2:
-            size, at = _varint(data, at)
-            if size > end - at:
-                raise ValueError("a field longer than its message")
-            yield tag >> 3, data[at : at + size]
-            at += size
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number longer than ten bytes")
+    """Yield the fields of a message that are texts, bytes or messages."""
+    for number, value in wire.fields(data):
+        if isinstance(value, memoryview):
+            yield number, value

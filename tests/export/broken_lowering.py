@@ -69,7 +69,7 @@ def scaled(factor: float) -> Break:
     """Multiply what the operator gives."""
 
     def how(rule: Rule, b: Builder, call: Call) -> list[ir.Value]:
-        inner = Builder(f"{b.prefix}.right", b._constants)
+        inner = Builder(f"{b.prefix}.right", b._constants, b.opset)
         found = rule(inner, call)
         b.nodes.extend(inner.nodes)
         return [b.op("Mul", found[0], b.number(factor, call.dtype())), *found[1:]]
@@ -81,7 +81,7 @@ def swapped_halves(axis: int = -1) -> Break:
     """Swap the halves of what the operator gives, along its last axis."""
 
     def how(rule: Rule, b: Builder, call: Call) -> list[ir.Value]:
-        inner = Builder(f"{b.prefix}.right", b._constants)
+        inner = Builder(f"{b.prefix}.right", b._constants, b.opset)
         found = rule(inner, call)
         b.nodes.extend(inner.nodes)
         first, second = b.ops("Split", found[0], names=("first", "second"), axis=axis, num_outputs=2)

@@ -47,7 +47,7 @@ def run(
 ) -> np.ndarray:
     """Run the product alone on ONNX Runtime."""
     constants = Constants()
-    b = Builder("x", constants)
+    b = Builder("x", constants, 20)
     weight = BlockWeight(constants(codes), constants(scales), 8, group, inputs, fine)
     fed = ir.Value(name="in", shape=ir.Shape(x.shape), type=ir.TensorType(ir.DataType.FLOAT))
     added = [] if bias is None else [constants(bias)]

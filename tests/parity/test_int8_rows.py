@@ -92,7 +92,7 @@ def integer_context(
         for name, a in arrays.items()
     }
     constants = Constants()
-    builder = Builder("x", constants)
+    builder = Builder("x", constants, 20)
     stored = Stored(values["c"], values["s"])
     result = Integers(heads).context(builder, values["p"], stored, ir.DataType.FLOAT, "context")
     graph = ir.Graph(

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 import mla_runtime
+from mla_export.export import export
+from tests.checkpoints import make_checkpoint
+from tests.quick_trace import quick_tracing
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = "onnxruntime==1.23.2"
@@ -76,7 +79,7 @@ def python310(pytestconfig: pytest.Config) -> Path:
 def run(python: Path, *arguments: str) -> str:
     environment = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "runtime")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "graphs"), str(ROOT / "runtime")]),
         "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"],
     }
     done = subprocess.run(
@@ -92,6 +95,15 @@ def test_it_decodes_what_a_newer_one_decodes(python310: Path, bundle: Path, mode
     batch = model.complete([PROMPT, PROMPT[:2]], max_tokens=10, stop_ids=[])
     found = json.loads(run(python310, "-c", DECODE.format(prompt=PROMPT), str(bundle)))
     assert found == [alone, [list(row.ids) for row in batch], stream.reason]
+
+
+def test_a_bundle_is_held_against_versions_of_tensorrt_there(python310: Path, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "checkpoint", "deepseek_v3", num_hidden_layers=2)
+    with quick_tracing():
+        made = export(source, tmp_path / "bundle", dtype="fp16", cache="int8", max_context=64)
+    shown = json.loads(run(python310, "-m", "mla_export", "inspect", str(made), "--json"))
+    verdicts = {row["version"]: row["verdict"] for row in shown["bundle"]["tensorrt"]}
+    assert verdicts["10.3"] == "builds"
 
 
 def test_the_command_decodes_there(python310: Path, bundle: Path, model: mla_runtime.Model) -> None:

@@ -33,7 +33,7 @@ def lower(model: ir.Model, target: str, phase: Phase) -> ir.Model:
     for node in graph:
         inputs = [lowered.get(value, value) for value in node.inputs]
         if node.domain == ops.DOMAIN:
-            builder = Builder(node.attributes["name"].as_string(), constants)
+            builder = Builder(node.attributes["name"].as_string(), constants, graph.opset_imports[""])
             call = Call(node, [value for value in inputs if value is not None])
             outputs = rules[node.op_type](builder, call)
             _named_alike(node, outputs, builder.nodes)

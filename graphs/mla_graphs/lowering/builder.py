@@ -55,10 +55,10 @@ class Constants:
 
 
 class Builder:
-    """Collects the nodes that one `mla::` operator lowers to, each named `prefix.name`."""
+    """Collects the nodes of `opset` that one `mla::` operator lowers to, each named `prefix.name`."""
 
-    def __init__(self, prefix: str, constants: Constants) -> None:
-        self.prefix = prefix
+    def __init__(self, prefix: str, constants: Constants, opset: int) -> None:
+        self.prefix, self.opset = prefix, opset
         self.nodes: list[ir.Node] = []
         self._constants = constants
 
@@ -108,7 +108,7 @@ class Builder:
 
     def inner(self, name: str) -> Builder:
         """Give a builder for a subgraph of this operator; constants are shared."""
-        return Builder(f"{self.prefix}.{name}", self._constants)
+        return Builder(f"{self.prefix}.{name}", self._constants, self.opset)
 
     def ints(self, *values: int) -> ir.Value:
         """Give a constant int64 vector."""
@@ -182,14 +182,22 @@ class Call:
             raise ValueError(f"{self.node.name}: axis {axis} of input {index} is not fixed")
         return size
 
-    def blocks(self, index: int) -> BlockWeight | None:
-        """Give the form of a weight that is stored in blocks; None for one in floats."""
+    def codes(self, index: int, op_type: str) -> tuple[ir.Node, ir.Value, ir.Value] | None:
+        """Give the `op_type` that makes an input, its codes and scales; None where something else does."""
         node = self._input(index).producer()
-        if node is None or node.op_type != "Dequantize":
+        if node is None or node.op_type != op_type:
             return None
         codes, scales = node.inputs
         if codes is None or scales is None:
             raise ValueError(f"{node.name} lacks codes or scales")
+        return node, codes, scales
+
+    def blocks(self, index: int) -> BlockWeight | None:
+        """Give the form of a weight that is stored in blocks; None for one in floats."""
+        found = self.codes(index, "Dequantize")
+        if found is None:
+            return None
+        node, codes, scales = found
         bits, group, inputs = (node.attributes[name].as_int() for name in ("bits", "group", "inputs"))
         return BlockWeight(codes, scales, bits, group, inputs, bool(node.attributes["fine"].as_int()))
 

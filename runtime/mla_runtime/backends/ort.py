@@ -13,7 +13,8 @@ pre-packing. Measured on a 2 GB fp32 stack of 2048 × 6144 matmuls, two AVX-512 
 Pre-packing copies the weights once a session and cannot be shared between sessions through the
 Python API; without it both map the same pages of the file. One row is as fast on mapped weights,
 several rows are not: so the step graph is pre-packed for batches only, where the copy fits, and loading
-costs nothing that a prompt of 2,000 tokens would not have to earn back first.
+costs nothing that a prompt of 2,000 tokens would not have to earn back first. Weights in int8 or int4
+(`ort_codes`) are an exception.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from mla_runtime.backends import huge_pages
 from mla_runtime.backends.base import CacheBuffers
 from mla_runtime.backends.ort_buffers import BucketBuffers, SlotBuffers
+from mla_runtime.backends.ort_codes import CodedWeights
 from mla_runtime.bundle import Bundle
 from mla_runtime.errors import BackendError, BundleError, InputError, SessionError
 from mla_runtime.manifest import PHASES, Phase
@@ -69,10 +71,12 @@ class OrtBackend:
         # A second copy of the weights must leave room for the mapped ones, the cache, and others.
         limit = memory_limit()
         self._packs = limit is not None and size <= limit // 4
+        self._codes = CodedWeights.of(bundle)
         # Matrices in blocks are computed from pre-packed ones only, and one graph serves both phases.
         self._single = bundle.graph("step").file == bundle.graph("prompt").file
         for phase in PHASES[:1] if self._single else PHASES:
-            self._graphs[phase, self._single] = self._load(phase, packed=self._single)
+            packed = self._single or self._codes.must_be_packed
+            self._graphs[phase, packed] = self._load(phase, packed)
 
     def width(self, phase: Phase, new: int) -> int:
         """Give `new`: ONNX Runtime's CPU provider takes every shape as it comes."""
@@ -90,7 +94,7 @@ class OrtBackend:
         if self._single:
             phase, packed = PHASES[0], True
         else:
-            packed = phase == "step" and batch > 1 and self._packs
+            packed = self._codes.must_be_packed or (phase == "step" and batch > 1 and self._packs)
         with self._lock:
             self._check_open()
             if (phase, packed) not in self._graphs:
@@ -117,6 +121,7 @@ class OrtBackend:
         options.log_severity_level = 3
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        self._codes.apply(options)
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         path = self._bundle.paths[self._bundle.graph(phase).file]

@@ -115,10 +115,15 @@ def _select_rows(b: Builder, call: Call) -> Values:
 
 
 def _logits(b: Builder, call: Call) -> Values:
-    x, table = call.inputs
+    return logits(b, call, call.inputs[1], rows=True)
+
+
+def logits(b: Builder, call: Call, table: ir.Value, *, rows: bool) -> Values:
+    """Multiply with a table [V,hidden], or where its `rows` are not its outputs [hidden,V]."""
     dtype = call.dtype()
-    logits = b.op("Gemm", scaled(b, x, dtype, call, "scaled"), table, transB=1, name="gemm")
-    return [b.float32(logits, dtype, "float32")]
+    x = scaled(b, call.inputs[0], dtype, call, "scaled")
+    found = b.op("Gemm", x, table, transB=int(rows), name="gemm")
+    return [b.float32(found, dtype, "float32")]
 
 
 RULES = {

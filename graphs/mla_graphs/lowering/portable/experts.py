@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from mla_graphs.lowering.builder import Builder, Call
+from mla_graphs.lowering.portable import codes
+from mla_graphs.lowering.portable.codes import Experts
 from mla_graphs.lowering.portable.dense import swiglu
 
 Values = list[ir.Value]
@@ -17,13 +19,14 @@ TILE = 32
 
 def gathered(b: Builder, call: Call) -> Values:
     """Read the weights of the chosen experts only: right for a few tokens. No control flow."""
-    x, ids, weights, counts, gate_up, down = call.inputs
+    x, ids, weights, counts, *_ = call.inputs
+    gate_up, down = codes.experts(call, 4), codes.experts(call, 5)
     dtype = call.dtype()
     weights = kept_weights(b, weights, counts, dtype)  # [N,K]
     rows = b.op("Unsqueeze", x, b.ints(1, 2), name="rows")  # [N,1,1,hidden]
-    chosen = b.op("Gather", gate_up, ids, axis=0, name="gate_up_chosen")  # [N,K,hidden,2I]
+    chosen = gate_up.chosen(b, ids, 2, "gate_up_chosen")  # [N,K,hidden,2I]
     hidden = swiglu(b, b.op("MatMul", rows, chosen, name="gate_up_product"))  # [N,K,1,I]
-    chosen = b.op("Gather", down, ids, axis=0, name="down_chosen")  # [N,K,I,hidden]
+    chosen = down.chosen(b, ids, 2, "down_chosen")  # [N,K,I,hidden]
     outputs = b.op("MatMul", hidden, chosen, name="down_product")  # [N,K,1,hidden]
     weights = b.op("Unsqueeze", weights, b.ints(2, 3), name="weights_row")
     return [b.op("ReduceSum", b.op("Mul", outputs, weights, name="weighted"), b.ints(1, 2), keepdims=0)]
@@ -34,9 +37,11 @@ def tiled(b: Builder, call: Call) -> Values:
 
     Assignments are laid out by expert, each expert padded to whole tiles; a loop takes a tile through
     its expert. Shapes inside the loop are static and nothing is scattered into a carried tensor, which
-    is what both ONNX Runtime and TensorRT do well.
+    is what both ONNX Runtime and TensorRT do well. It runs over as many tiles as there can be at most, those
+    that stay empty included: their number follows from shapes alone. TensorRT-RTX 1.7 refuses a number of
+    trips that follows from the choice of 64 experts, and no device has to wait for it.
     """
-    x, ids, weights, counts, gate_up, down = call.inputs
+    x, ids, weights, counts, *_ = call.inputs
     dtype = call.dtype()
     top_k = call.integer("top_k")
     weights = kept_weights(b, weights, counts, dtype)
@@ -45,7 +50,7 @@ def tiled(b: Builder, call: Call) -> Values:
     hidden = call.size(0, 1)
     zero = b.op("Expand", b.number(0.0, dtype), b.ints(1, hidden), name="zero")
     padded = b.op("Concat", x, zero, axis=0, name="padded")  # [N+1,hidden]
-    body = _tile_body(b, padded, tokens, tile_experts, gate_up, down)
+    body = _tile_body(b, padded, tokens, tile_experts, codes.experts(call, 4), codes.experts(call, 5))
     outputs = b.op("Loop", tiles, None, body=body, name="loop")
     flat = b.op("Reshape", outputs, b.ints(-1, hidden), name="tile_rows")
     own = b.op("Gather", flat, slots, axis=0, name="own_rows")  # [N·K,hidden]
@@ -105,32 +110,23 @@ def _layout(b: Builder, call: Call, ids: ir.Value, counts: ir.Value) -> tuple[ir
     passed = b.op("Cast", passed, to=int64, name="passed_int")
     owner = b.op("ReduceSum", passed, b.ints(1), keepdims=0, name="owner")
     owner = b.op("Min", owner, b.index(experts - 1), name="tile_experts")  # [most]
-    # At least one tile, so that the rows to pick from are never none.
-    total = b.op(
-        "Max",
-        b.op("Slice", ends, b.ints(-1), b.ints(experts), b.ints(0), name="total"),
-        b.ints(1),
-        name="trip",
-    )
     picked = b.op("Where", is_real, slots, b.index(0), name="picked")
-    return picked, tokens, owner, b.op("Squeeze", total, name="tiles")
+    return picked, tokens, owner, b.op("Squeeze", most, name="tiles")
 
 
 def _tile_body(
-    b: Builder, x: ir.Value, tokens: ir.Value, owners: ir.Value, gate_up: ir.Value, down: ir.Value
+    b: Builder, x: ir.Value, tokens: ir.Value, owners: ir.Value, gate_up: Experts, down: Experts
 ) -> ir.Graph:
     inner = b.inner("body")
     tile = ir.val(f"{inner.prefix}.tile", ir.DataType.INT64, [])
     go = ir.val(f"{inner.prefix}.go", ir.DataType.BOOL, [])
     expert = inner.op("Gather", owners, tile, axis=0, name="expert")
     rows = inner.op("Gather", x, inner.op("Gather", tokens, tile, axis=0, name="tokens"), axis=0, name="rows")
-    hidden = inner.op(
-        "MatMul", rows, inner.op("Gather", gate_up, expert, axis=0, name="gate_up_of"), name="gate_up_product"
-    )
+    matrix = gate_up.chosen(inner, expert, 0, "gate_up_of")
+    hidden = inner.op("MatMul", rows, matrix, name="gate_up_product")
     hidden = swiglu(inner, hidden)
-    output = inner.op(
-        "MatMul", hidden, inner.op("Gather", down, expert, axis=0, name="down_of"), name="down_product"
-    )
+    matrix = down.chosen(inner, expert, 0, "down_of")
+    output = inner.op("MatMul", hidden, matrix, name="down_product")
     # TensorRT wants a loop with a trip count alone, and then does not know the condition passed in.
     go_on = inner.op("Constant", value=ir.tensor(np.array(True)), name="go_on")
     return ir.Graph([tile, go], [go_on, output], nodes=inner.nodes, name=inner.prefix)

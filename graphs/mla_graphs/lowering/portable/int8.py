@@ -45,12 +45,14 @@ def query_scale(softmax_scale: float, dtype: ir.DataType) -> float:
 def codes(b: Builder, stored: Stored, dtype: ir.DataType, name: str) -> ir.Value:
     """Give codes as floats of `dtype`, exactly; float rows as they are.
 
-    DequantizeLinear by one is a cast that every TensorRT knows for int8. Its zero point is written out:
-    without one, ONNX Runtime 1.31 moves it past a Transpose as if the codes were uint8.
+    DequantizeLinear by one is a cast that every TensorRT knows for int8. ONNX Runtime 1.31 moves it past a
+    Transpose, which before opset 21 takes int8 for uint8 without a zero point, and from then on with one.
     """
     if stored.scale is None:
         return stored.rows
-    return b.op("DequantizeLinear", stored.rows, b.number(1.0, dtype), zero_point(b, stored.rows), name=name)
+    implied = b.opset >= 21 and stored.rows.dtype == ir.DataType.INT8
+    zero = [] if implied else [zero_point(b, stored.rows)]
+    return b.op("DequantizeLinear", stored.rows, b.number(1.0, dtype), *zero, name=name)
 
 
 def zero_point(b: Builder, codes: ir.Value | None) -> ir.Value:

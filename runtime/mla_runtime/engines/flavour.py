@@ -1,0 +1,105 @@
+"""TensorRT's two flavours, and everything in which what this toolkit uses of their Python APIs differs.
+
+`tensorrt` (10.3 and later, 11) compiles for the card it runs on, choosing kernels by timing them.
+`tensorrt-rtx` compiles ahead of time for any of its cards, with no GPU at all, and ends the work on the card
+when an engine is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mla_runtime.errors import BackendError, EngineError
+
+THIS = "this"  # as a card: the one at hand
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """One of the two; `name` is the backend's too.
+
+    `cards` are the compute capabilities that it compiles for without having them.
+    """
+
+    name: str
+    module: str
+    install: str
+    oldest: tuple[int, int]
+    cards: tuple[str, ...]
+
+    def load(self) -> Library:
+        """Import the bindings; raises `BackendError` where they are missing or too old."""
+        try:
+            trt = importlib.import_module(self.module)
+        except ImportError as cause:
+            msg = f"backend {self.name}: the Python package {self.module} does not load ({cause})"
+            raise BackendError(f"{msg}; {self.install}") from cause
+        found = tuple(int(part) for part in trt.__version__.split(".")[:2])
+        if found < self.oldest:
+            oldest = ".".join(map(str, self.oldest))
+            raise BackendError(f"backend {self.name}: version {trt.__version__} is older than {oldest}")
+        return Library(self, trt)
+
+    def check_cards(self, cards: Sequence[str]) -> tuple[str, ...]:
+        """Put cards to compile for in order; raises `EngineError` for those that this flavour has not."""
+        if THIS in cards:
+            if len(cards) > 1:
+                raise EngineError(f"{THIS} goes with no other card; give it alone, or name all of them")
+            return (THIS,)
+        for card in cards:
+            if card not in self.cards:
+                known = ", ".join(self.cards) or "none: it compiles on the card itself"
+                raise EngineError(
+                    f"{self.name} does not compile for {card!r} ahead of time; it does for {known}"
+                )
+        return tuple(card for card in self.cards if card in cards)
+
+
+RTX = Flavour(
+    name="tensorrt-rtx",
+    module="tensorrt_rtx",
+    install="install it with: pip install 'mla-export[rtx]' (x86-64 Linux and Windows)",
+    oldest=(1, 0),
+    cards=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+)
+TENSORRT = Flavour(
+    name="tensorrt",
+    module="tensorrt",
+    install="install TensorRT for your CUDA version; on a Jetson it is part of JetPack (docs/jetson.md)",
+    oldest=(10, 3),
+    cards=(),
+)
+FLAVOURS = {flavour.name: flavour for flavour in (RTX, TENSORRT)}
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A flavour's bindings, imported."""
+
+    flavour: Flavour
+    trt: Any
+
+    @property
+    def version(self) -> str:
+        """Version of the library."""
+        return str(self.trt.__version__)
+
+    def network(self, builder: Any) -> Any:
+        """Make an empty network whose types are those of the graph; from 11 on there is no other kind."""
+        kinds = getattr(self.trt, "NetworkDefinitionCreationFlag", None)
+        strongly_typed = getattr(kinds, "STRONGLY_TYPED", None)
+        return builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+
+    def set_cards(self, config: Any, cards: Sequence[str]) -> None:
+        """Say what to compile for; only the RTX flavour has a choice."""
+        if not self.flavour.cards:
+            return
+        kinds = self.trt.ComputeCapability
+        config.num_compute_capabilities = len(cards)
+        for place, card in enumerate(cards):
+            kind = kinds.CURRENT if card == THIS else getattr(kinds, card.upper())
+            if not config.set_compute_capability(kind, place):
+                raise EngineError(f"{self.flavour.name} {self.version} refuses to compile for {card}")
