@@ -171,11 +171,7 @@ def _range(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder of a bundle in fp16")
     _said(parser)
     parser.add_argument(
-        "--steps",
-        type=COUNT,
-        metavar="N",
-        default=16,
-        help="tokens to decode after each prompt (default: %(default)s)",
+        "--steps", type=COUNT, metavar="N", default=16, help="tokens after each prompt (default: %(default)s)"
     )
 
 
