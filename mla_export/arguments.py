@@ -167,6 +167,14 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _range(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help="folder of a bundle in fp16")
+    _said(parser)
+    parser.add_argument(
+        "--steps", type=COUNT, metavar="N", default=16, help="tokens after each prompt (default: %(default)s)"
+    )
+
+
 def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder of the bundle")
     prompt = parser.add_mutually_exclusive_group(required=True)
@@ -349,6 +357,11 @@ def _sides(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="the reference: what the bundles were made from (default: the first bundle in fp32)",
     )
+    _said(parser)
+
+
+def _said(parser: argparse.ArgumentParser) -> None:
+    """Add what is decoded."""
     said = parser.add_mutually_exclusive_group()
     said.add_argument(
         "--prompts",
@@ -372,6 +385,7 @@ COMMANDS = {
     "build": (_build, "compile a bundle's TensorRT engines, for the card at hand or for named ones"),
     "verify": (_verify, "hold a bundle against its hashes, its canary and its checkpoint"),
     "compare": (_compare, "hold bundles on backends against one reference, over a whole decode"),
+    "range": (_range, "whether float16 holds what a bundle computes, node by node, and what rounding costs"),
     "run": (_run, "decode text with a bundle"),
     "bench": (_bench, "measure tokens a second, memory and cache bytes of a bundle"),
     "cost": (_cost, "what fits which device, and how fast it can be there at most"),
