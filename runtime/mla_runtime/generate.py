@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Literal
 
 from mla_runtime.errors import InputError
-from mla_runtime.sampling import Logits, Sampler, Sampling
+from mla_runtime.sampling import Sampler, Sampling
 from mla_runtime.session import Session
 from mla_runtime.streaming import Decode, Detokenizer, StopStrings
+from mla_runtime.top import Ids, Logits
 
 Reason = Literal["stop", "length", "capacity"]
 
@@ -72,9 +73,16 @@ class Row:
         """Whether there is a tokenizer to make text of the ids."""
         return self._words is not None
 
-    def take(self, logits: Logits) -> Token:
-        """Choose the next id from `logits` [V]; sets `reason` where it is the last."""
-        chosen = self._sampler.pick(logits, self._seen)
+    def needs(self, vocab: int) -> int | None:
+        """Give how many of the best logits `take` has to have, or None for all `vocab` of them."""
+        return self._sampler.needs(vocab)
+
+    def take(self, logits: Logits, ids: Ids | None = None) -> Token:
+        """Choose the next id from `logits` [V]; sets `reason` where it is the last.
+
+        With `ids`, `logits` are those of the best ids only, best first.
+        """
+        chosen = self._sampler.pick(logits, self._seen, ids)
         self._seen.add(chosen)
         self.ids.append(chosen)
         if chosen in self._limits.stop_ids:
@@ -147,10 +155,10 @@ class Stream(Iterator[Token]):
         try:
             if self._session is None:
                 self._session = self._open_session()
-                logits = self._session.prefill([self._prompt])
+                (choice,) = _prefill(self._session, [self._prompt], [self._row])
             else:
-                logits = self._session.step([self._row.ids[-1]])
-            token = self._row.take(logits[0])
+                (choice,) = _step(self._session, [self._row])
+            token = self._row.take(*choice)
         except BaseException:
             self.close()
             raise
@@ -175,12 +183,37 @@ class Stream(Iterator[Token]):
 
 def complete(session: Session, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> list[Completion]:
     """Run a batch to its end in an empty session: rows that are over get no more tokens."""
-    logits = session.prefill(prompts)
-    for row, line in zip(rows, logits, strict=True):
-        row.take(line)
+    for row, choice in zip(rows, _prefill(session, prompts, rows), strict=True):
+        row.take(*choice)
     while any(row.reason is None for row in rows):
-        logits = session.step([row.ids[-1] if row.reason is None else None for row in rows])
-        for row, line in zip(rows, logits, strict=True):
+        for row, choice in zip(rows, _step(session, rows), strict=True):
             if row.reason is None:
-                row.take(line)
+                row.take(*choice)
     return [row.completion() for row in rows]
+
+
+# What a row chooses from: logits, and their ids where they are not of the whole vocabulary.
+_Choice = tuple[Logits, Ids | None]
+
+
+def _prefill(session: Session, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> list[_Choice]:
+    count = _needed(session, rows)
+    if count is None:
+        return [(line, None) for line in session.prefill(prompts)]
+    top = session.prefill_top(prompts, count)
+    return list(zip(top.logits, top.ids, strict=True))
+
+
+def _step(session: Session, rows: Sequence[Row]) -> list[_Choice]:
+    given = [row.ids[-1] if row.reason is None else None for row in rows]
+    count = _needed(session, rows)
+    if count is None:
+        return [(line, None) for line in session.step(given)]
+    top = session.step_top(given, count)
+    return list(zip(top.logits, top.ids, strict=True))
+
+
+def _needed(session: Session, rows: Sequence[Row]) -> int | None:
+    """Give how many of the best logits are enough for every row, or None for all."""
+    counts = [row.needs(session.vocab) for row in rows]
+    return None if None in counts else max(filter(None, counts))

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_runtime.errors import InputError
-
-Logits = npt.NDArray[np.float32]
+from mla_runtime.top import MOST, Ids, Logits, best_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +51,27 @@ class Sampler:
         self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
-    def pick(self, logits: Logits, seen: Collection[int] = ()) -> int:
-        """Choose an id from `logits` [V], float32; `seen` are the ids that the penalty acts on."""
+    def needs(self, vocab: int) -> int | None:
+        """Give how many of the best logits are enough to choose from, or None for all `vocab` of them."""
+        s = self.sampling
+        if s.repetition_penalty != 1.0:
+            return None
+        if s.temperature == 0:
+            return 1
+        return s.top_k if 0 < s.top_k < min(vocab, MOST + 1) else None
+
+    def pick(self, logits: Logits, seen: Collection[int] = (), ids: Ids | None = None) -> int:
+        """Choose an id from `logits` [V], float32; `seen` are the ids that the penalty acts on.
+
+        With `ids`, `logits` are those of at least `needs` best ids only, best first.
+        """
         s = self.sampling
         if s.repetition_penalty != 1.0 and seen:
             logits = penalised(logits, seen, s.repetition_penalty)
         if s.temperature == 0:
-            return int(logits.argmax())
-        ids, probabilities = candidates(logits, s)
+            best = int(logits.argmax())
+            return best if ids is None else int(ids[best])
+        ids, probabilities = candidates(logits, s, ids)
         cumulative = np.cumsum(probabilities)
         # side="right" steps over candidates of probability 0, which the draw 0.0 would otherwise meet.
         place = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
@@ -75,18 +87,23 @@ def penalised(logits: Logits, seen: Collection[int], penalty: float) -> Logits:
     return result
 
 
-def candidates(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def candidates(
+    logits: Logits, sampling: Sampling, ids: Ids | None = None
+) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Give the ids that may be drawn and their probabilities (float64, sum 1).
 
-    Best first where top-k or top-p ordered them; ties go to the lower id, so that a cut is definite.
+    `ids` are those of `logits`, best first; None: all of the vocabulary in order. Best first where top-k
+    or top-p ordered them; ties go to the lower id, so that a cut is definite.
     """
+    if ids is None:
+        ids = np.arange(len(logits))
+    if 0 < sampling.top_k < len(logits):
+        places = best_places(logits, sampling.top_k)
+        ids, logits = ids[places], logits[places]
     best = float(logits.max())
     # Divided after the subtraction: a tiny temperature must not overflow the best logit itself.
     weights = np.exp((logits.astype(np.float64) - best) / sampling.temperature)
-    ids = np.arange(len(weights))
-    if 0 < sampling.top_k < len(weights):
-        ids = _best(weights, sampling.top_k)
-    probabilities = weights[ids] / weights[ids].sum()
+    probabilities = weights / weights.sum()
     if sampling.top_p < 1:
         # All ids below this probability together hold less than 1 - top_p: none of them can be needed.
         needed = probabilities >= (1 - sampling.top_p) / len(probabilities)
@@ -99,11 +116,3 @@ def candidates(logits: Logits, sampling: Sampling) -> tuple[npt.NDArray[np.int64
         likely = probabilities >= sampling.min_p * probabilities.max()
         ids, probabilities = ids[likely], probabilities[likely]
     return ids, probabilities / probabilities.sum()
-
-
-def _best(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
-    threshold = np.partition(weights, -count)[-count]
-    above = np.flatnonzero(weights > threshold)
-    ties = np.flatnonzero(weights == threshold)[: count - len(above)]
-    ids = np.concatenate([above, ties])
-    return ids[np.lexsort((ids, -weights[ids]))]

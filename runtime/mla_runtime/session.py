@@ -15,7 +15,10 @@ from mla_runtime.bundle import Bundle
 from mla_runtime.cache import Lengths
 from mla_runtime.errors import CapacityError, InputError, NumericsError, SessionError
 from mla_runtime.manifest import Phase
+from mla_runtime.top import MOST, Finite, Top
 from mla_runtime.wording import counted
+
+Arrays = tuple[npt.NDArray[Any], ...]
 
 
 def context_limit(bundle: Bundle, max_context: int | None) -> int:
@@ -50,7 +53,7 @@ class Session:
         self._backend = backend
         self._vocab = bundle.model.vocab_size
         self._positions = bundle.model.max_context
-        self._chunk = bundle.chunk
+        self._chunk = min(bundle.chunk, backend.chunk)
         self._lengths = Lengths(batch, limit)
         self._buffers = backend.buffers(batch, limit)
         self._owner: int | None = None
@@ -62,6 +65,11 @@ class Session:
     def lengths(self) -> tuple[int, ...]:
         """The rows that count in the cache, for each sequence."""
         return tuple(self._lengths.rows.tolist())
+
+    @property
+    def vocab(self) -> int:
+        """How many logits a row has."""
+        return self._vocab
 
     @property
     def max_context(self) -> int:
@@ -79,53 +87,24 @@ class Session:
         Runs the prompt graph in chunks. If any chunk fails, the lengths are those of before the call.
         Raises `InputError`, `CapacityError`, `NumericsError` or `BackendError`.
         """
-        self._enter()
-        self._check_count(len(rows), "prefill")
-        for index, row in enumerate(rows):
-            if len(row) == 0:
-                raise InputError(
-                    f"prefill: the prompt of sequence {index} is empty; give at least one token id"
-                )
-            self._check_ids(row, f"prefill: sequence {index}")
-        self._lengths.check_room([len(row) for row in rows])
-        before = self._lengths.rows
-        logits: Float32 = np.empty((self.batch, self._vocab), dtype=np.float32)
-        try:
-            for start in range(0, max(map(len, rows)), self._chunk):
-                parts = [row[start : start + self._chunk] for row in rows]
-                done = [b for b, row in enumerate(rows) if start < len(row) <= start + self._chunk]
-                # A graph projects at least one row; where no sequence ends in this chunk it is thrown away.
-                shown = done or [b for b, part in enumerate(parts) if part][:1]
-                found = self._advance("prompt", parts, shown)
-                if done:
-                    logits[done] = found
-        except BaseException:
-            self._lengths.commit(before)
-            raise
-        return logits
+        return self._prefill(rows, None)[0]
+
+    def prefill_top(self, rows: Sequence[Sequence[int]], count: int) -> Top:
+        """As `prefill`, but give only the `count` best logits of each row, [B, count]."""
+        self._check_top(count)
+        return Top(*self._prefill(rows, count))
 
     def step(self, ids: Sequence[int | None]) -> Float32:
         """Append one id to each sequence, none where `ids[b]` is None; give the logits [B, V].
 
         Rows of sequences that got no id are zero. Raises as `prefill` does.
         """
-        self._enter()
-        self._check_count(len(ids), "step")
-        parts = [[] if token is None else [token] for token in ids]
-        shown = [b for b, part in enumerate(parts) if part]
-        if not shown:
-            raise InputError("step: every id is None; give at least one sequence a token id")
-        for index in shown:
-            self._check_ids(parts[index], f"step: sequence {index}")
-            if self._lengths.rows[index] == 0:
-                raise InputError(f"step: sequence {index} is empty; prefill its prompt first")
-        self._lengths.check_room([len(part) for part in parts])
-        found = self._advance("step", parts, shown)
-        if len(shown) == self.batch:
-            return found
-        logits: Float32 = np.zeros((self.batch, self._vocab), dtype=np.float32)
-        logits[shown] = found
-        return logits
+        return self._step(ids, None)[0]
+
+    def step_top(self, ids: Sequence[int | None], count: int) -> Top:
+        """As `step`, but give only the `count` best logits of each row, [B, count]."""
+        self._check_top(count)
+        return Top(*self._step(ids, count))
 
     def rows(self, sequence: int = 0) -> dict[str, npt.NDArray[Any]]:
         """Copy the cache's rows of a sequence out: for each cache tensor, by its `past` name, [length, *row].
@@ -169,19 +148,81 @@ class Session:
     ) -> None:
         self.close()
 
-    def _advance(self, phase: Phase, parts: Sequence[Sequence[int]], shown: Sequence[int]) -> Float32:
-        """Run one graph over `parts`; the lengths move as the very last act."""
-        call = self._call(phase, parts, shown)
+    def _prefill(self, rows: Sequence[Sequence[int]], count: int | None) -> Arrays:
+        self._enter()
+        self._check_count(len(rows), "prefill")
+        for index, row in enumerate(rows):
+            if len(row) == 0:
+                raise InputError(
+                    f"prefill: the prompt of sequence {index} is empty; give at least one token id"
+                )
+            self._check_ids(row, f"prefill: sequence {index}")
+        self._lengths.check_room([len(row) for row in rows])
+        before = self._lengths.rows
+        result: Arrays = ()
         try:
-            logits = self._buffers.run(call)
-            self._check_finite(logits, call, shown)
+            for start in range(0, max(map(len, rows)), self._chunk):
+                parts = [row[start : start + self._chunk] for row in rows]
+                done = [b for b, row in enumerate(rows) if start < len(row) <= start + self._chunk]
+                # A graph projects at least one row; where no sequence ends in this chunk it is thrown away.
+                shown = done or [b for b, part in enumerate(parts) if part][:1]
+                found = self._advance("prompt", parts, shown, count)
+                if done:
+                    result = self._spread(found, done, result)
+        except BaseException:
+            self._lengths.commit(before)
+            raise
+        return result
+
+    def _step(self, ids: Sequence[int | None], count: int | None) -> Arrays:
+        self._enter()
+        self._check_count(len(ids), "step")
+        parts = [[] if token is None else [token] for token in ids]
+        shown = [b for b, part in enumerate(parts) if part]
+        if not shown:
+            raise InputError("step: every id is None; give at least one sequence a token id")
+        for index in shown:
+            self._check_ids(parts[index], f"step: sequence {index}")
+            if self._lengths.rows[index] == 0:
+                raise InputError(f"step: sequence {index} is empty; prefill its prompt first")
+        self._lengths.check_room([len(part) for part in parts])
+        return self._spread(self._advance("step", parts, shown, count), shown)
+
+    def _spread(self, found: Arrays, shown: Sequence[int], onto: Arrays = ()) -> Arrays:
+        """Put what was found of the sequences `shown` in rows of [B, ...]; others are zero, or `onto`'s."""
+        if len(shown) == self.batch:
+            return found
+        whole = onto or tuple(np.zeros((self.batch, *part.shape[1:]), part.dtype) for part in found)
+        for rows, part in zip(whole, found, strict=True):
+            rows[shown] = part
+        return whole
+
+    def _advance(
+        self, phase: Phase, parts: Sequence[Sequence[int]], shown: Sequence[int], count: int | None
+    ) -> Arrays:
+        """Run one graph over `parts`; the lengths move as the very last act.
+
+        Gives the logits, or the ids and logits of the `count` best.
+        """
+        call = self._call(phase, parts, shown)
+        found: Arrays
+        try:
+            if count is None:
+                logits = self._buffers.run(call)
+                # max and min carry a NaN through and meet an infinity, at one read each and no temporary.
+                finite = np.isfinite(logits.max(axis=1)) & np.isfinite(logits.min(axis=1))
+                found = (logits,)
+            else:
+                top, finite = self._buffers.top(call, count)
+                found = (top.ids, top.logits)
+            self._check_finite(finite, call, shown)
             self._buffers.keep(call)
         except BaseException:
             self._buffers.wipe(call)
             raise
         self._calls += 1
         self._lengths.commit(call.past_lengths + call.new_lengths)
-        return logits
+        return found
 
     def _call(self, phase: Phase, parts: Sequence[Sequence[int]], shown: Sequence[int]) -> Call:
         width = self._backend.width(phase, max(map(len, parts)))
@@ -195,11 +236,10 @@ class Session:
         last = np.array([index * width + len(parts[index]) - 1 for index in shown], dtype=np.int64)
         return Call(phase, ids, positions, past, new, last)
 
-    def _check_finite(self, logits: Float32, call: Call, shown: Sequence[int]) -> None:
-        # max and min carry a NaN through and meet an infinity, at one read each and no temporary.
-        if np.isfinite(logits.max()) and np.isfinite(logits.min()):
+    def _check_finite(self, finite: Finite, call: Call, shown: Sequence[int]) -> None:
+        if finite.all():
             return
-        bad = next(b for b, row in zip(shown, logits, strict=True) if not np.isfinite(row).all())
+        bad = next(b for b, good in zip(shown, finite, strict=True) if not good)
         depth = int(call.past_lengths[bad])
         msg = (
             f"call {self._calls} ({call.phase} graph): logits of sequence "
@@ -207,6 +247,10 @@ class Session:
             "the model overflows in this precision: export it in fp32 and compare"
         )
         raise NumericsError(msg)
+
+    def _check_top(self, count: int) -> None:
+        if not 1 <= count <= min(MOST, self._vocab):
+            raise InputError(f"count is {count}; the best {min(MOST, self._vocab)} logits can be had, or all")
 
     def _check_count(self, count: int, where: str) -> None:
         if count != self.batch:

@@ -10,6 +10,7 @@ import pytest
 
 import mla_runtime
 from tests.runtime.handmade import make_bundle
+from tests.runtime.rig import Rig, make_bundles, make_rig
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +36,16 @@ def folder(bundle: Path, tmp_path: Path) -> Path:
 def model(bundle: Path) -> Iterator[mla_runtime.Model]:
     with mla_runtime.open(bundle, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_bundles(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture
+def rig(bundles: dict[str, Path], tmp_path: Path) -> Iterator[Rig]:
+    made = make_rig(bundles["handmade"], tmp_path / "engines")
+    yield made
+    made.model.close()
+    made.ort.close()

@@ -11,6 +11,7 @@ from mla_runtime.backends.base import Call, Float32
 from mla_runtime.bundle import Bundle
 from mla_runtime.errors import BackendError
 from mla_runtime.manifest import digest, parse
+from mla_runtime.top import Finite, Top, top_of
 from tests.runtime.handmade import manifest
 
 V = 61
@@ -72,6 +73,9 @@ class FakeBuffers:
             logits[-1, 3] = self.backend.poison
         return logits
 
+    def top(self, call: Call, count: int) -> tuple[Top, Finite]:
+        return top_of(self.run(call), count)
+
     def keep(self, call: Call) -> None:
         for index, (past, count) in enumerate(zip(call.past_lengths, call.new_lengths, strict=True)):
             self.ids_at[index, past : past + count, 0] = call.input_ids[index, :count]
@@ -99,6 +103,7 @@ class FakeBackend:
     """Counts calls; fails or gives a NaN at the call that a test names."""
 
     name = "fake"
+    chunk = 1000
 
     def __init__(self, bucket: int = 1) -> None:
         self.calls: list[Call] = []

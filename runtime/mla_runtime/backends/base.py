@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_runtime.manifest import Phase
+from mla_runtime.top import Finite, Top
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -50,6 +51,12 @@ class CacheBuffers(Protocol):
         when memory is short; rows below `past_lengths` are as they were in either case.
         """
 
+    def top(self, call: Call, count: int) -> tuple[Top, Finite]:
+        """As `run`, but give the `count` best logits of each row, and which rows are finite throughout [N].
+
+        Where the backend computes elsewhere, these are all that comes back.
+        """
+
     def keep(self, call: Call) -> None:
         """Put the pending rows of `call` at `past_lengths` of each sequence."""
 
@@ -72,6 +79,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """Name as people type it, such as `ort:cpu`."""
+
+    @property
+    def chunk(self) -> int:
+        """The most new tokens of a sequence that a call of the prompt graph may have."""
 
     def width(self, phase: Phase, new: int) -> int:
         """Give the S to pad `new` tokens to: `new` itself, or a bucket where shapes must repeat."""

@@ -78,6 +78,11 @@ class OrtBackend:
             packed = self._single or self._codes.must_be_packed
             self._graphs[phase, packed] = self._load(phase, packed)
 
+    @property
+    def chunk(self) -> int:
+        """What the bundle says: ONNX Runtime takes any number."""
+        return self._bundle.chunk
+
     def width(self, phase: Phase, new: int) -> int:
         """Give `new`: ONNX Runtime's CPU provider takes every shape as it comes."""
         del phase

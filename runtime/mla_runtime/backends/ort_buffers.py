@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_runtime.backends.base import Call, Float32
+from mla_runtime.backends.stand_in import stand_in
 from mla_runtime.bundle import Bundle
 from mla_runtime.cache import bucket
 from mla_runtime.errors import BackendError, CapacityError
 from mla_runtime.manifest import Phase
+from mla_runtime.top import Finite, Top, top_of
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +44,14 @@ class _Buffers:
         """Bytes of the buffers; rows of a single sequence that were never written are not resident."""
         return sum(rows.nbytes for rows in self._rows)
 
+    def run(self, call: Call) -> Float32:
+        """Compute logits; each kind shows its cache in its own way."""
+        raise NotImplementedError
+
+    def top(self, call: Call, count: int) -> tuple[Top, Finite]:
+        """Compute logits and find the best of them: they are in this memory anyway."""
+        return top_of(self.run(call), count)
+
     def rows(self, sequence: int, count: int) -> dict[str, Array]:
         """Copy the first `count` rows [count, *row] of a sequence out, by the name of their `past` input."""
         pairs = zip(self._tensors, self._rows, strict=True)
@@ -52,7 +62,7 @@ class _Buffers:
         random = np.random.default_rng(0)
         for buffer in self._rows:
             # Numbers, not zeros: rows never written share one page, and reading that measures nothing.
-            numbers = _stand_in(random, (min(rows, 64), *buffer.shape[2:]), buffer.dtype)
+            numbers = stand_in(random, (min(rows, 64), *buffer.shape[2:]), buffer.dtype)
             for start in range(0, rows, 64):
                 count = min(64, rows - start)
                 buffer[:, start : start + count] = numbers[:count]
@@ -189,16 +199,6 @@ class BucketBuffers(_Buffers):
         for old, new in zip(self._rows, grown, strict=True):
             new[:, :have] = old
         self._rows = grown
-
-
-def _stand_in(random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Draw rows [n, *row]: codes of int8 rows, their scales (which have no axis of their own), or floats."""
-    if dtype.itemsize == 1:
-        lowest = 1 if dtype == np.uint8 else -127
-        return random.integers(lowest, lowest + 255, shape, dtype=dtype)
-    if len(shape) == 1:
-        return np.full(shape, 1 / 32, dtype=dtype)
-    return random.standard_normal(shape, dtype=np.float32).astype(dtype)
 
 
 @contextmanager

@@ -82,6 +82,8 @@ class _Job:
     def _compile(self, builder: Any, parsed: Network, phases: Sequence[Phase]) -> EngineFile:
         trt = self.library.trt
         config = self._config(builder)
+        if "step" in phases:
+            self.library.allow_recording(config)
         for phase in phases:
             add_profile(builder, config, self.bundle, phase, self.limits)
         listener = None if self.on_progress is None else monitor(trt, self.on_progress)
@@ -108,4 +110,5 @@ class _Job:
         self.library.set_cards(config, self.cards)
         # float32 means float32: TF32 keeps 10 bits of a factor's 23
         config.clear_flag(self.library.trt.BuilderFlag.TF32)
+        self.library.shrink_activations(config)
         return config

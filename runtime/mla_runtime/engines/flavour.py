@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mla_runtime.engines import log
 from mla_runtime.errors import BackendError, EngineError
 
 THIS = "this"  # as a card: the one at hand
@@ -103,3 +104,54 @@ class Library:
             kind = kinds.CURRENT if card == THIS else getattr(kinds, card.upper())
             if not config.set_compute_capability(kind, place):
                 raise EngineError(f"{self.flavour.name} {self.version} refuses to compile for {card}")
+
+    def allow_recording(self, config: Any) -> None:
+        """Ask for an engine that allocates nothing when it runs, which a CUDA graph could not hold."""
+        flag = getattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+        if flag is not None:
+            config.set_flag(flag)
+
+    def shrink_activations(self, config: Any) -> None:
+        """Ask for an engine whose activations take what the shapes at hand need, not the largest ones."""
+        feature = getattr(self.trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+        if feature is not None:
+            config.set_preview_feature(feature, True)
+
+    def load_engine(self, plan: bytes, where: str) -> Any:
+        """Load a serialised engine onto the current device; raises `EngineError` for one it refuses."""
+        with log.errors(self.trt) as errors:
+            runtime = self.trt.Runtime(log.logger(self.trt))
+            engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            said = errors[-1] if errors else "nothing more"
+            msg = f"{where}: {self.flavour.name} {self.version} does not load this engine here: {said}"
+            raise EngineError(f"{msg}; build it for this card: mla-export build")
+        return engine
+
+    def context(self, engine: Any, *, fixed: bool) -> Any:
+        """Make an execution context that is given its memory; `fixed` where its shapes never change.
+
+        The RTX flavour then compiles kernels for those very shapes when they are first run; otherwise it
+        begins with general ones and compiles in the background. Its own recording of graphs is off: a step
+        is recorded as a whole, with what comes before and after the engine.
+        """
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(self.trt, "CudaGraphStrategy"):
+            return engine.create_execution_context(strategy)
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        kinds = self.trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if fixed else kinds.LAZY
+        config.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED
+        return engine.create_execution_context(config)
+
+    def give_memory(self, context: Any, address: int, nbytes: int) -> None:
+        """Give a context the device memory of its activations."""
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(address, nbytes)
+        else:  # before it was told how much there is
+            context.device_memory = address
+
+    def can_capture(self, context: Any, stream: int) -> bool:
+        """Whether a context says that it can be recorded; one that does not say is tried."""
+        return not hasattr(context, "is_stream_capturable") or bool(context.is_stream_capturable(stream))
