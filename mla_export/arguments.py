@@ -3,49 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable
 
-
-def number(kind: type, low: float, what: str) -> Callable[[str], float]:
-    """Give an argparse type: a number of `kind` that is at least `low`."""
-
-    def parse(text: str) -> float:
-        try:
-            value: float = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-        if not low <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not {what}")
-        return value
-
-    return parse
-
-
-COUNT = number(int, 1, "a whole number of at least 1")
-INDEX = number(int, 0, "a whole number of at least 0")
-AMOUNT = number(float, 0, "a number of at least 0")
-
-
-def integers(text: str) -> list[int]:
-    """Parse `1,2,3` (an argparse type)."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 1,2,3") from None
-
-
-def contexts(text: str) -> list[int]:
-    """Parse `4k,32k,1000`: tokens, k being 1024 of them (an argparse type)."""
-    found = [re.fullmatch(r"([1-9]\d{0,9})(k?)", part.strip().lower()) for part in text.split(",")]
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers of tokens like 4k,32k,1000")
-    return [int(match[1]) * (1024 if match[2] else 1) for match in found if match]
-
-
-def names(text: str) -> list[str]:
-    """Parse `one,two` (an argparse type)."""
-    return [part.strip() for part in text.split(",")]
+from mla_export.argument_types import AMOUNT, COUNT, INDEX, contexts, integers, names, number
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +47,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
         "--group",
         type=int,
         choices=[32, 128],
-        help="inputs that share a scale in int8 and int4 (default: 32)",
+        help="inputs that share a scale (default: 32); int8 in standard ONNX has one an output",
     )
     parser.add_argument(
         "--head",
@@ -205,6 +164,14 @@ def _compare(parser: argparse.ArgumentParser) -> None:
         "--bisect",
         action="store_true",
         help="go on inside the first layer that parts, operator by operator; takes --checkpoint",
+    )
+
+
+def _range(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help="folder of a bundle in fp16")
+    _said(parser)
+    parser.add_argument(
+        "--steps", type=COUNT, metavar="N", default=16, help="tokens after each prompt (default: %(default)s)"
     )
 
 
@@ -345,6 +312,28 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a file that is already there")
 
 
+def _selftest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundles",
+        nargs="*",
+        metavar="BUNDLE",
+        help="folders of bundles of --target portable (default: five of the sample in the source tree)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=["tensorrt-rtx", "tensorrt"],
+        help="the flavour of TensorRT to build for and run on (default: those that are installed)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="NAME",
+        default="mla-export-selftest",
+        help="a folder for selftest.json and selftest.html, or the name of one of the two files "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace files that are already there")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FOLDER", help="checkpoint to show (default: samples/tiny-mla)"
@@ -368,6 +357,11 @@ def _sides(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="the reference: what the bundles were made from (default: the first bundle in fp32)",
     )
+    _said(parser)
+
+
+def _said(parser: argparse.ArgumentParser) -> None:
+    """Add what is decoded."""
     said = parser.add_mutually_exclusive_group()
     said.add_argument(
         "--prompts",
@@ -391,10 +385,15 @@ COMMANDS = {
     "build": (_build, "compile a bundle's TensorRT engines, for the card at hand or for named ones"),
     "verify": (_verify, "hold a bundle against its hashes, its canary and its checkpoint"),
     "compare": (_compare, "hold bundles on backends against one reference, over a whole decode"),
+    "range": (_range, "whether float16 holds what a bundle computes, node by node, and what rounding costs"),
     "run": (_run, "decode text with a bundle"),
     "bench": (_bench, "measure tokens a second, memory and cache bytes of a bundle"),
     "cost": (_cost, "what fits which device, and how fast it can be there at most"),
     "compare-attention": (_compare_attention, "measure MHA, GQA, MQA and MLA side by side at equal width"),
     "report": (_report, "write a comparison, speed, memory and cache bytes as one HTML page"),
+    "selftest": (
+        _selftest,
+        "build engines, run, compare and time them here; two files to send back",
+    ),
     "demo": (_demo, "all of it on a small model, telling what each step shows"),
 }

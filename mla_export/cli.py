@@ -28,6 +28,7 @@ EXIT_OK = 0
 EXIT_UNVERIFIED = 1  # verification ran and its answer is no
 EXIT_BAD_INPUT = 2  # the command line, a checkpoint, a bundle or a prompt cannot be taken
 EXIT_CANNOT = 3  # a fit request that this machine or installation cannot carry out
+EXIT_NOT_ON_HARDWARE = 4  # a self-test in which nothing failed and no engine ran on a card
 EXIT_BUG = 70  # a bug of mla-export
 EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_PIPE_CLOSED = 141  # whoever read stdout stopped reading

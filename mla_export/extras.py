@@ -22,7 +22,7 @@ EXTRAS = {
 
 def need(*packages: str) -> None:
     """Raise `BackendError` that names all of `packages` that cannot be imported; none is imported here."""
-    if missing := [package for package in packages if not _is_there(package)]:
+    if missing := [package for package in packages if not is_there(package)]:
         raise BackendError(not_installed(missing))
 
 
@@ -34,7 +34,8 @@ def not_installed(packages: Iterable[str]) -> str:
     return f"{' and '.join(names)} {verb} not installed; try: pip install 'mla-export[{extras}]'"
 
 
-def _is_there(package: str) -> bool:
+def is_there(package: str) -> bool:
+    """Say whether a package can be imported, without importing it."""
     try:
         return find_spec(package) is not None
     except ImportError:  # from a finder that does not let it be imported

@@ -71,13 +71,18 @@ class OpenGraph:
 
 
 class OneSequence:
-    """One sequence and its cache of up to `rows` rows, shown to graphs and appended to."""
+    """One sequence and its cache of up to `rows` rows, shown to graphs and appended to.
 
-    def __init__(self, bundle: Bundle, rows: int) -> None:
+    With `widened` float16 rows are kept in float32.
+    """
+
+    def __init__(self, bundle: Bundle, rows: int, *, widened: bool = False) -> None:
         self.length = 0
         self._tensors = bundle.cache
+        dtypes = ["float32" if widened and t.dtype == "float16" else t.dtype for t in bundle.cache]
         # an empty cache is shown as one masked row
-        self._cache = [np.zeros((1, max(1, rows), *t.row), t.dtype) for t in bundle.cache]
+        shapes = [(1, max(1, rows), *t.row) for t in bundle.cache]
+        self._cache = [np.zeros(*pair) for pair in zip(shapes, dtypes, strict=True)]
 
     def inputs(self, ids: Sequence[int], logit_rows: Sequence[int]) -> dict[str, Array]:
         """Give a graph's inputs for new `ids` behind what is cached."""

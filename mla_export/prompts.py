@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
+from mla_runtime.bundle import Bundle
 from mla_runtime.errors import CapacityError
+from mla_runtime.text import Text
 from mla_runtime.wording import counted
-
-if TYPE_CHECKING:
-    from mla_runtime import Model
 
 TEXTS = (
     "The capital of France is",
@@ -22,7 +21,19 @@ TEXTS = (
 LENGTHS = (1, 7, 32, 48)
 
 
-def default_prompts(model: Model, steps: int) -> list[list[int]]:
+class Reader(Protocol):
+    """What knows a bundle and reads text with its tokenizer: a model, or what computes one otherwise."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle."""
+
+    @property
+    def text(self) -> Text | None:
+        """Its tokenizer, or None where it works on ids alone."""
+
+
+def default_prompts(model: Reader, steps: int) -> list[list[int]]:
     """Give rows of ids, the last of them longer than the prompt graph's chunk where the context allows it.
 
     Every row leaves room for `steps` tokens; a context with no room gives rows of one id.

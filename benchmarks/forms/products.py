@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mla_export import absorb
-from mla_export.quantize import Bits, quantize_blocks
+from mla_export.quantize import quantize_blocks
 from mla_export.reference import Reference
+from mla_graphs.storage import Bits
 
 
 @dataclass(frozen=True, slots=True)

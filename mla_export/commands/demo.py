@@ -10,17 +10,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-import mla_export
 import mla_runtime
 from mla_export import progress
 from mla_export.cli import EXIT_OK
 from mla_export.commands import bench
 from mla_export.commands.tables import console, size, table
+from mla_export.sample import SAMPLE, sample_checkpoint
 from mla_runtime import Bundle, Speed
 from mla_runtime.errors import CheckpointError
 from mla_runtime.wording import counted
 
-SAMPLE = Path("samples") / "tiny-mla"
 PROMPT = "def read_"
 ROUNDS = 3
 DEEPEST = 3072  # rows of cache at which the two forms are compared, if the model's context has them
@@ -63,9 +62,8 @@ def run(args: argparse.Namespace) -> int:
 def _checkpoint(given: str | None) -> Path:
     if given is not None:
         return Path(given)
-    for root in (Path.cwd(), Path(mla_export.__file__).resolve().parent.parent):
-        if (root / SAMPLE / "config.json").is_file():
-            return root / SAMPLE if root != Path.cwd() else SAMPLE
+    if (found := sample_checkpoint()) is not None:
+        return found
     raise CheckpointError(
         f"{SAMPLE}: not found; it is part of the source tree; run the demo there, or use --checkpoint"
     )

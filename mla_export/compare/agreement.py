@@ -45,8 +45,12 @@ def compare(
     text: str | Path | None = None,
     steps: int = STEPS,
     bisect: bool = False,
+    beside_cpu: bool = False,
 ) -> Agreement:
     """Hold every bundle on every backend against the checkpoint, or against the first bundle in fp32.
+
+    With `beside_cpu` it is the first bundle, whatever it is in, on `ort:cpu`: what another backend makes of
+    the same numbers.
 
     All sides decode the same `steps` forced tokens after each prompt, then greedy ones of their own. The
     prompts are those of a file (`prompts`), pieces of a `text`, or default ones; the forced tokens are the
@@ -68,7 +72,7 @@ def compare(
     todo = jobs(found, names)
     source = None if checkpoint is None else _source(checkpoint, found[0])
     runs = Runs(steps, prompts, text)
-    reference = None if source is not None else reference_job(found, todo)
+    reference = None if source is not None else reference_job(found, todo, first=beside_cpu)
     _hash(found)
     for job in [*([] if reference is None else [reference]), *todo]:
         if job.backend != TORCH and job not in runs.decoded:
@@ -136,7 +140,12 @@ def _against_checkpoint(source: Reference | None, runs: Runs, rowed: Rowed, torc
 def _against_bundle(reference: Job, runs: Runs, rowed: Rowed) -> _Judged:
     from mla_export.compare.against_bundle import hold
 
-    sides = [(job.held.manifest.precision, decoded) for job, decoded in runs.decoded.items()]
+    sides = []
+    for job, decoded in runs.decoded.items():
+        formats = job.held.manifest.precision
+        if job.bundle is reference.bundle:  # these weights are the same numbers, however they are rounded
+            formats = replace(formats, weights=formats.compute, head=formats.compute)
+        sides.append((formats, decoded))
     with Model(reference.held, reference.load()) as model:
         held = hold(model, runs.decoded[reference], rowed, sides)
     return {job: (runs.decoded[job], one) for job, one in zip(runs.decoded, held, strict=True)}

@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mla_export.prompts import check_room, default_prompts
-from mla_runtime import Model
+from mla_export.prompts import Reader, check_room, default_prompts
 from mla_runtime.errors import InputError
 from mla_runtime.wording import counted
 
@@ -28,7 +27,7 @@ class Script:
     words: str
 
 
-def script(model: Model, steps: int, prompts: str | Path | None, text: str | Path | None) -> Script:
+def script(model: Reader, steps: int, prompts: str | Path | None, text: str | Path | None) -> Script:
     """Take prompts from a file, pieces from all over a text, or the default prompts.
 
     Raises InputError for a file that cannot be taken, CapacityError for a prompt that leaves no room for
@@ -45,7 +44,7 @@ def script(model: Model, steps: int, prompts: str | Path | None, text: str | Pat
     return found
 
 
-def _pieces(model: Model, text: str | Path, steps: int) -> Script:
+def _pieces(model: Reader, text: str | Path, steps: int) -> Script:
     ids = _encode(model, _read(text), str(text))
     length = PIECE + steps
     if len(ids) < length:
@@ -66,7 +65,7 @@ def _pieces(model: Model, text: str | Path, steps: int) -> Script:
     )
 
 
-def _prompts(model: Model, file: str | Path) -> list[list[int]]:
+def _prompts(model: Reader, file: str | Path) -> list[list[int]]:
     """Read a prompt a line, or JSON: a list of texts or of rows of token ids."""
     content = _read(file)
     if Path(file).suffix != ".json":
@@ -81,7 +80,7 @@ def _prompts(model: Model, file: str | Path) -> list[list[int]]:
     return [_row(model, row, f"{file}: prompt {number}") for number, row in enumerate(rows, 1)]
 
 
-def _row(model: Model, row: object, where: str) -> list[int]:
+def _row(model: Reader, row: object, where: str) -> list[int]:
     if isinstance(row, str):
         ids = _encode(model, row, where)
     elif isinstance(row, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in row):
@@ -96,7 +95,7 @@ def _row(model: Model, row: object, where: str) -> list[int]:
     return ids
 
 
-def _encode(model: Model, text: str, where: str) -> list[int]:
+def _encode(model: Reader, text: str, where: str) -> list[int]:
     if model.text is None:
         raise InputError(
             f"{where}: the bundle has no tokenizer; give rows of token ids (--prompts FILE.json)"

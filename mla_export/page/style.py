@@ -34,6 +34,9 @@ main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 3rem }
 h1 { font-size: 1.4rem; margin: 0 0 1rem; overflow-wrap: anywhere }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line);
   overflow-wrap: anywhere }
+h3 { font-size: 1rem; margin: 1rem 0 .25rem; overflow-wrap: anywhere }
+pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; background: var(--raised);
+  padding: .5rem .75rem }
 p { margin: .5rem 0; max-width: 75ch; overflow-wrap: anywhere }
 .verdict { border: 1px solid var(--line); border-left: .5rem solid var(--soft); border-radius: .3rem;
   background: var(--raised); padding: .75rem 1rem; margin-bottom: 1rem }

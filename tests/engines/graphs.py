@@ -123,3 +123,30 @@ def blocks(dtype: int = I4, opset: int = 21, scale: int = F16) -> onnx.ModelProt
         node("MatMul", "x d"),
     ]
     return made(nodes, [("x", scale, [2, 64])], [("y", scale, [2, 32])], given, opset)
+
+
+def gathered_experts(packed: bool) -> onnx.ModelProto:
+    """The chosen experts' weights out of an int8 stack, in 8 bits or two of 4 in a byte."""
+    rows = 32 if packed else 64
+    given = [
+        weights("codes", I8, [8, rows, 32]),
+        helper.make_tensor("scales", F16, [8, 1, 32], np.ones(8 * 32)),
+        helper.make_tensor("sixteen", F16, [], [16.0]),
+    ]
+    nodes = [
+        node("Gather", "codes chosen", "picked", axis=0),
+        node("Cast", "picked", "floats", to=F16),
+        node("Gather", "scales chosen", "scale", axis=0),
+    ]
+    if packed:
+        nodes += [
+            node("Div", "floats sixteen", "shifted"),
+            node("Floor", "shifted", "high"),
+            node("Mul", "high sixteen", "back"),
+            node("Sub", "floats back", "low"),
+            node("Concat", "low high", "halves", axis=1),
+        ]
+    values = "halves" if packed else "floats"
+    nodes += [node("Mul", f"{values} scale", "weight"), node("MatMul", "x weight")]
+    ends = [("chosen", I64, [2]), ("x", F16, [2, 1, 64])]
+    return made(nodes, ends, [("y", F16, [2, 1, 32])], given)

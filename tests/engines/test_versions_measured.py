@@ -84,6 +84,12 @@ def test_it_takes_int4_in_blocks_at_opset_21(builder):
 
 
 @needs_that_version
+@pytest.mark.parametrize("packed", [False, True])
+def test_it_takes_experts_out_of_an_int8_stack(builder, packed):
+    assert refused(builder, made.gathered_experts(packed)) == []
+
+
+@needs_that_version
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_it_has_no_packed_products_of_onnx_runtime(builder, dtype):
     assert refused(builder, smallest("com.microsoft:MatMulNBits", dtype))

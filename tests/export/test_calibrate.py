@@ -60,8 +60,9 @@ class Spy:
         self.moments: dict[str, Statistics] = {}
         monkeypatch.setattr(calibrate, "quantize_calibrated", self.calibrated)
 
-    def calibrated(self, matrix, bits, group, moments, *, scale_dtype, name):
+    def calibrated(self, matrix, bits, group, moments, *, scale_dtype, positive, name):
         assert moments.inputs == matrix.shape[1]
+        assert not positive  # blocks have scales of either sign
         self.moments[name] = moments
         return quantize_blocks(matrix, bits, group, scale_dtype=scale_dtype, name=name)
 
@@ -69,10 +70,10 @@ class Spy:
 def ask(quantiser: Calibrated, made: Layout, keep: Callable[[str], bool] = lambda name: True) -> None:
     """Have every parameter in blocks quantised, with weights of no interest."""
     for parameter in made.parameters:
-        if parameter.blocks and keep(parameter.name):
-            out = parameter.outputs[-1] if not parameter.is_table else parameter.outputs[0]
-            matrix = torch.ones(out, parameter.inputs)
-            experts = range(parameter.shape[0]) if len(parameter.shape) == 3 else [None]
+        if parameter.storage and keep(parameter.name):
+            shape = parameter.matrix
+            matrix = torch.ones(shape.outputs[-1], shape.inputs)
+            experts = range(parameter.shape[0]) if shape.stack else [None]
             for expert in experts:
                 quantiser(parameter, matrix, expert)
 

@@ -11,10 +11,10 @@ import pytest
 from mla_export import costs
 from mla_export.families import family_of
 from mla_export.layout import layout
-from mla_export.plan import Plan
+from mla_export.plan import Bulk, Plan, Target
 from mla_export.weight_bytes import Formats, Weights, cache_token_bytes, stored, weight_bytes
 from mla_graphs import CacheTypes, Geometry
-from mla_graphs.geometry import Absorb, Blocks, Float
+from mla_graphs.geometry import Absorb, Float
 from tests.checkpoints import FAMILIES, VARIANTS, hf_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -39,10 +39,13 @@ def test_bytes_are_those_that_a_layout_places(name: str):
     absorbs: tuple[Absorb, ...] = ("factored", "merged", "expanded")
     weights: tuple[Weights, ...] = ("float", "int8", "int4")
     floats: tuple[Float, ...] = ("float32", "float16")
-    for absorb, kind, dtype, (group, head) in product(absorbs, weights, floats, ((32, 8), (128, 4))):
-        formats = Formats(absorb, kind, "float", "float", dtype, group, head)
-        blocks = None if kind == "float" else Blocks({"int8": 8, "int4": 4}[kind], group)
-        plan = Plan(geometry, absorb, dtype, CacheTypes.of(dtype), blocks, "portable", head)
+    targets: tuple[Target, ...] = ("portable", "ort-cpu")
+    for absorb, kind, dtype, (group, head), target in product(
+        absorbs, weights, floats, ((32, 8), (128, 4)), targets
+    ):
+        formats = Formats(absorb, kind, "float", "float", dtype, group, head, target)
+        bulk = None if kind == "float" else Bulk({"int8": 8, "int4": 4}[kind], group)
+        plan = Plan(geometry, absorb, dtype, CacheTypes.of(dtype), bulk, target, head)
         placed = layout(plan)
         assert weight_bytes(geometry, formats) == sum(weight.nbytes for weight in placed.weights), formats
         elements = sum(entry.layers * entry.elements for entry in stored(geometry, formats))

@@ -13,6 +13,7 @@ from mla_export.commands import bench, demo
 from mla_export.commands import report as report_command
 from mla_export.export import DEFAULT_CHUNK
 from mla_export.plan import GROUPS
+from mla_export.selftest import run as selftest
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -63,6 +64,8 @@ def test_defaults_in_words_are_those_of_the_code():
     assert portable == estimate.CHUNK
     assert f"(default: {report_command.STEPS})" in explained("report", "--steps")
     assert f"(default: {','.join(map(str, report.DEPTHS))}, as far" in explained("report", "--depths")
+    assert "five of the sample" in (parsers()["selftest"]._actions[1].help or "")
+    assert len(selftest.FORMS) == 5
     assert f"(default: {demo.SAMPLE.as_posix()})" in explained("demo", "--checkpoint")
 
 

@@ -14,10 +14,11 @@ from mla_export.checkpoint import Checkpoint
 from mla_export.export import export
 from mla_export.paired import BLOCK, paired_bootstrap
 from mla_export.quality import Teacher, observe, observe_rounded, text_windows
-from mla_export.quantize import Bits, Quantized
+from mla_export.quantize import Quantized
 from mla_export.quantize.blocks import grouped, round_to
 from mla_export.reference import Reference
 from mla_export.rounding import Rounded, counterpart
+from mla_graphs.storage import Bits
 from mla_runtime import Bundle
 from tests.quick_trace import quick_tracing
 

@@ -8,7 +8,7 @@ import torch
 
 from mla_export.layout import Parameter
 from mla_export.quantiser import WeightErrors, searched
-from mla_graphs.geometry import Blocks
+from mla_graphs.storage import Blocks
 
 STACK = Parameter("layers.1.moe.experts.down", (3, 100, 4000), ir.DataType.FLOAT, Blocks(4, 32))
 TABLE = Parameter("head.weight", (500, 100), ir.DataType.FLOAT16, Blocks(8, 32))

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mla_export.quantize import Bits, quantize_blocks
+from mla_export.quantize import quantize_blocks
 from mla_export.quantize.blocks import round_to, search_scales
+from mla_graphs.storage import Bits
 from mla_runtime.errors import ExportError
 
 BITS: list[Bits] = [4, 8]
@@ -145,3 +146,18 @@ def test_the_same_bytes_every_time_and_for_every_row_by_itself() -> None:
     alone = quantize_blocks(weight[2345:2346], 4, 32)
     assert torch.equal(alone.codes[0], first.codes[2345])
     assert torch.equal(alone.scales[0], first.scales[2345])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_positive_scales_are_above_zero_and_lose_little(bits, dtype):
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
+    weight[3] = 0.0
+    weight[4] *= 1e-9  # in float16 its scale is too small
+    found = quantize_blocks(weight, bits, 32, scale_dtype=dtype, positive=True)
+    assert (found.scales > 0).all()
+    assert found.codes.min() == -(2 ** (bits - 1))  # the lowest code is for what is negative
+    free = quantize_blocks(weight, bits, 32, scale_dtype=dtype)
+    errors = [(q.dequantize() - weight).square().sum() for q in (found, free)]
+    assert errors[1] < errors[0] < 1.2 * errors[1]
+    assert found.dequantize()[3].abs().max() == 0

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mla_export.quantize import Bits, Quantized, Statistics, quantize_blocks, quantize_calibrated
+from mla_export.quantize import Quantized, Statistics, quantize_blocks, quantize_calibrated
+from mla_graphs.storage import Bits
 from mla_runtime.errors import ExportError
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from mla_export.quantize import Bits, Quantized, pack, quantize_blocks
+from mla_export.quantize import Quantized, pack, quantize_blocks
+from mla_graphs.storage import Bits
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

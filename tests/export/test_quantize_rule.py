@@ -7,16 +7,16 @@ import dataclasses
 import pytest
 
 from mla_export.layout import layout
-from mla_export.plan import Plan
+from mla_export.plan import Bulk, Plan
 from mla_export.quantize.rule import bits_of, has_fine_inputs
-from mla_graphs.geometry import Blocks
+from mla_graphs.storage import Blocks
 from tests.graphs import golden
 
 
 @pytest.mark.parametrize("plan", [golden.FACTORED, golden.MERGED, golden.EXPANDED], ids=lambda p: p.absorb)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_every_matrix_of_a_model_has_its_bits(plan: Plan, bits: int) -> None:
-    quantised = dataclasses.replace(plan, weights=Blocks(bits, 32))
+    quantised = dataclasses.replace(plan, weights=Bulk(bits, 32))
     for parameter in layout(quantised).parameters:
         name = parameter.name
         floats = (
@@ -25,9 +25,9 @@ def test_every_matrix_of_a_model_has_its_bits(plan: Plan, bits: int) -> None:
             or name.endswith(("router.weight", "w_uk", "w_uv"))
         )
         sensitive = name.endswith("kv_down.weight") or ".mlp." in name
-        assert (parameter.blocks is None) == (floats or (sensitive and bits == 8)), name
-        if parameter.blocks is not None:
-            assert parameter.blocks.bits in (bits, 8), name
+        assert (parameter.storage is None) == (floats or (sensitive and bits == 8)), name
+        if parameter.storage is not None:
+            assert parameter.storage.bits in (bits, 8), name
 
 
 def test_what_stays_above_four_bits() -> None:
@@ -60,7 +60,8 @@ def test_which_inputs_are_fine() -> None:
     assert not any(has_fine_inputs(name, dense, 8) for name in fine)
     tied = dataclasses.replace(g, tie_word_embeddings=True)
     assert has_fine_inputs("embed.weight", tied, 8)
-    plan = dataclasses.replace(golden.FACTORED, weights=Blocks(8, 32))
+    plan = dataclasses.replace(golden.FACTORED, target="ort-cpu", weights=Bulk(8, 32))
     for parameter in layout(plan).parameters:
-        if parameter.blocks is not None:
-            assert parameter.blocks.fine == has_fine_inputs(parameter.name, g, 8), parameter.name
+        if parameter.storage is not None:
+            assert isinstance(parameter.storage, Blocks)
+            assert parameter.storage.fine == has_fine_inputs(parameter.name, g, 8), parameter.name

@@ -10,6 +10,7 @@ import torch
 import mla_export
 from mla_export.checkpoint import Checkpoint
 from mla_export.export import export
+from mla_export.quantize.rule import Scheme
 from mla_export.reference import Reference
 from mla_export.rounding import Rounded, nearest
 from tests.checkpoints import make_checkpoint
@@ -28,7 +29,8 @@ def test_weights_in_blocks_are_judged_by_a_peer_that_rounds_activations_too(tmp_
     assert "int8 weights and int8 activations" in report.budget.peer
     # the peer's error is the bundle's: it is no budget for something else
     assert all(0.6 < ratio < 1.4 for ratio in (found.would_pass for found in report.comparisons))
-    plain = Rounded("float32", 8, 8, 32, activations=False, latent=False, rope=False)
+    scheme = Scheme("ort-cpu", 8, 32)
+    plain = Rounded("float32", scheme, activations=False, latent=False, rope=False)
     ids = [list(range(40))]
     both = (plain, dataclasses.replace(plain, activations=True), "float64")
     passes = Reference(Checkpoint.open(checkpoint)).forward(ids, both)
@@ -38,7 +40,7 @@ def test_weights_in_blocks_are_judged_by_a_peer_that_rounds_activations_too(tmp_
 
 def test_the_peer_rounds_what_the_bundle_rounds(tmp_path):
     geometry = Reference(Checkpoint.open(make_checkpoint(tmp_path / "m", "deepseek_v3"))).geometry
-    four, eight = (Rounded("float32", bits, 8, 32, True, False, False) for bits in (4, 8))
+    four, eight = (Rounded("float32", Scheme("ort-cpu", bits, 32), True, False, False) for bits in (4, 8))
     matrix = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
 
     def levels(rounded: Rounded, layer: int, name: str) -> int:

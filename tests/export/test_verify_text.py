@@ -129,6 +129,6 @@ def test_a_text_that_cannot_be_read_is_refused(rows, tmp_path):
 def test_what_reading_a_text_needs_is_named_first(rows, monkeypatch, capsys):
     from mla_export import extras
 
-    monkeypatch.setattr(extras, "_is_there", lambda package: package != "tokenizers")
+    monkeypatch.setattr(extras, "is_there", lambda package: package != "tokenizers")
     assert main(["verify", str(rows), "--checkpoint", str(SAMPLE), "--text", str(TEXT), "--quiet"]) == 3
     assert "tokenizers is not installed; try: pip install 'mla-export[text]'" in capsys.readouterr().err

@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from mla_export.assemble import assemble
 from mla_export.layout import layout
-from mla_export.plan import Plan
+from mla_export.plan import Bulk, Plan
 from mla_export.trace import TracedModel, trace
 from mla_graphs.contract import CacheTypes
-from mla_graphs.geometry import Blocks, Geometry, Moe, Phase, Rotary
+from mla_graphs.geometry import Geometry, Moe, Phase, Rotary
 from mla_graphs.lowering import lower
 
 FOLDER = Path(__file__).parents[2] / "graphs" / "golden"
@@ -65,7 +65,8 @@ GEOMETRY = Geometry(
 FACTORED = Plan.floats(GEOMETRY, "factored", "float32")
 MERGED = Plan.floats(GEOMETRY, "merged", "float32")
 EXPANDED = Plan.floats(GEOMETRY, "expanded", "float32")
-ORT_CPU_INT4 = dataclasses.replace(FACTORED, target="ort-cpu", weights=Blocks(4, 32))
+ORT_CPU_INT4 = dataclasses.replace(FACTORED, target="ort-cpu", weights=Bulk(4, 32))
+INT4 = dataclasses.replace(FACTORED, weights=Bulk(4, 32))
 INT8_ROWS = dataclasses.replace(FACTORED, cache=CacheTypes("int8", "float32"))
 
 # What is kept: file stem -> plan, phase, and whether lowered to the plan's target.
@@ -80,8 +81,11 @@ KEPT: dict[str, tuple[Plan, Phase, bool]] = {
     "factored.int8.step.mla": (INT8_ROWS, "step", False),
     "factored.int8.step.portable": (INT8_ROWS, "step", True),
     "factored.int8.prompt.portable": (INT8_ROWS, "prompt", True),
-    "factored.int4.mla": (ORT_CPU_INT4, "prompt", False),
+    "factored.int4.blocks.mla": (ORT_CPU_INT4, "prompt", False),
     "factored.int4.ort-cpu": (ORT_CPU_INT4, "prompt", True),
+    "factored.int4.mla": (INT4, "step", False),
+    "factored.int4.step.portable": (INT4, "step", True),
+    "factored.int4.prompt.portable": (INT4, "prompt", True),
 }
 
 traced = functools.cache(trace)

@@ -7,7 +7,7 @@ import dataclasses
 import onnx_ir as ir
 import pytest
 
-from mla_export.plan import Plan
+from mla_export.plan import Bulk, Plan
 from mla_graphs import baselines, ops
 from mla_graphs.contract import CacheTypes
 from mla_graphs.lowering import ort_cpu, portable
@@ -27,6 +27,7 @@ TENSORRT_10_3 = {
         "Div",
         "Equal",
         "Expand",
+        "Floor",
         "Gather",
         "GatherElements",
         "If",
@@ -66,6 +67,8 @@ PLANS = {
     "expanded": golden.EXPANDED,
     "int8 rows": golden.INT8_ROWS,
     "int8 rows, merged": dataclasses.replace(golden.MERGED, cache=CacheTypes("int8", "int8")),
+    "int8 weights": dataclasses.replace(golden.FACTORED, weights=Bulk(8, None)),
+    "int4 weights, int8 rows": dataclasses.replace(golden.INT8_ROWS, weights=Bulk(4, 32)),
 }
 FORMS = [(name, phase) for name in PLANS for phase in ("step", "prompt")]
 
@@ -84,7 +87,7 @@ def nodes(graph: ir.Graph) -> list[ir.Node]:
 def test_only_standard_operators_that_tensorrt_10_3_lists(form, phase):
     model = golden.build(PLANS[form], phase)
     assert model.ir_version <= 10
-    assert dict(model.graph.opset_imports) == {"": 20}
+    assert dict(model.graph.opset_imports) == {"": 21 if form.startswith("int4 weights") else 20}
     assert {node.domain for node in nodes(model.graph)} == {""}
     assert {node.op_type for node in nodes(model.graph)} <= TENSORRT_10_3
 
@@ -167,6 +170,6 @@ def test_every_operator_is_used_and_lowered():
     compared = baselines.layer(baselines.Attention(baselines.Shape.of(golden.GEOMETRY), "gqa", "float32"))
     used |= {node.op_type for node in compared.graph if node.domain == ops.DOMAIN}
     assert used == set(ops.OPERATORS)
-    floats = set(ops.OPERATORS) - {"Dequantize"}
-    assert set(portable.rules("step")) == set(portable.rules("prompt")) == floats
+    standard = set(ops.OPERATORS) - {"Dequantize"}
+    assert set(portable.rules("step")) == set(portable.rules("prompt")) == standard
     assert set(ort_cpu.rules("step")) == set(ort_cpu.rules("prompt")) == set(ops.OPERATORS)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from mla_runtime.backends.ort_codes import CodedWeights
 from mla_runtime.bundle import Bundle
 
 
@@ -17,6 +18,7 @@ class RawGraph:
         self.bundle = Bundle.open(bundle)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
+        CodedWeights.of(self.bundle).apply(options)
         file = bundle / self.bundle.manifest.graphs[phase].file
         self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 

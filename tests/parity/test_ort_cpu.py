@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 import mla_runtime
 from tests.checkpoints import FAMILIES
 from tests.oracle import Oracle
 from tests.parity.raw_graph import RawGraph
+from tests.parity.stored import dequantised, in_blocks, median_nmse
 from tests.parity.witness import nmse, token_ids
 
 FLOAT = {"target": "ort-cpu"}
@@ -32,29 +30,10 @@ def test_in_floats_it_computes_what_the_oracle_does(witness, bundle, family, abs
     assert nmse(graph([ids[:FEW]])["logits"], want[:FEW]) < 1e-9
 
 
-def stored(path: Path) -> dict[str, np.ndarray]:
-    """Read the weights of a bundle in blocks as what they stand for, [..., out, in]; floats as they are."""
-    model = ir.load(path / "model.onnx")
-    tensors = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
-    found = {}
-    for name, codes in tensors.items():
-        if ".codes" not in name:
-            continue
-        scales = tensors[name.replace(".codes", ".scales")]
-        group = 32
-        if codes.shape[-1] == group // 2:
-            codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], group) - 8.0
-        else:
-            codes = codes - 128.0
-        values = codes * scales.reshape(codes.shape[:-1])[..., None]
-        found[name.replace(".codes", "")] = values.reshape(*values.shape[:-2], -1)
-    return found
-
-
 @pytest.mark.parametrize("forms", [INT8, INT4], ids=["int8", "int4"])
 @pytest.mark.parametrize("family", ["deepseek_v3", "youtu"])
 def test_the_stored_weights_are_those_of_the_checkpoint_rounded(witness, bundle, family, forms):
-    w, found = witness(family), stored(bundle(family, forms=forms))
+    w, found = witness(family), in_blocks(bundle(family, forms=forms))
     for name, ours in {
         "self_attn.o_proj": "attention.o_proj.weight",
         "mlp.experts.1.down_proj": "moe.experts.down",
@@ -79,7 +58,7 @@ def test_blocks_compute_what_their_weights_say_but_for_rounded_activations(witne
     """The model whose weights are the stored ones, by the oracle: what is left is int8 activations."""
     w = witness(family)
     path = bundle(family, forms=forms)
-    rounded = Oracle(w.geometry, dequantised(w, stored(path)))
+    rounded = Oracle(w.geometry, dequantised(w, in_blocks(path)))
     ids = token_ids(w.geometry.vocab_size, MANY)
     want = rounded(ids).logits
     # the median row: a gate of random weights often falls the other way
@@ -95,59 +74,10 @@ def test_a_head_of_four_bits_is_further_off_than_one_of_eight(witness, bundle):
     want = w.oracle(ids).logits
     rough, fine = (bundle("deepseek_v3", forms=forms) for forms in (INT4_HEAD, INT4))
     theirs = w.tensors["lm_head.weight"]
-    errors = [nmse(stored(path)["head.weight"][:, : theirs.shape[1]], theirs) for path in (rough, fine)]
+    errors = [nmse(in_blocks(path)["head.weight"][:, : theirs.shape[1]], theirs) for path in (rough, fine)]
     assert errors[0] > 1e-3 > 1e-4 > errors[1] > 0
     outputs = [median_nmse(RawGraph(path, "step")([ids])["logits"], want) for path in (rough, fine)]
     assert outputs[0] > outputs[1]
-
-
-def median_nmse(got: np.ndarray, want: np.ndarray) -> float:
-    return float(np.median(((got - want) ** 2).sum(axis=1) / (want**2).sum(axis=1)))
-
-
-def dequantised(w, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Put stored weights in the places of the checkpoint's, under its names and in its orders."""
-    g = w.geometry
-    tensors = dict(w.tensors)
-    halves = np.concatenate([np.arange(0, g.qk_rope_head_dim, 2), np.arange(1, g.qk_rope_head_dim, 2)])
-    back = np.argsort(halves) if g.rotary.interleaved else np.arange(g.qk_rope_head_dim)
-    for name, values in found.items():
-        if name in ("embed.weight", "head.weight"):
-            theirs = "model.embed_tokens.weight" if name == "embed.weight" else "lm_head.weight"
-            tensors[theirs] = values[:, : g.hidden_size]
-            continue
-        _, layer, within = name.split(".", 2)
-        prefix = f"model.layers.{layer}."
-        if within == "attention.q_up.weight":
-            theirs = "self_attn.q_proj" if g.q_lora_rank is None else "self_attn.q_b_proj"
-            width = tensors[f"{prefix}{theirs}.weight"].shape[1]
-            nope = values[: g.num_attention_heads * g.qk_nope_head_dim, :width]
-            rope = values[g.num_attention_heads * g.qk_nope_head_dim :, :width]
-            nope = nope.reshape(g.num_attention_heads, g.qk_nope_head_dim, width)
-            rope = rope.reshape(g.num_attention_heads, g.qk_rope_head_dim, width)[:, back]
-            tensors[f"{prefix}{theirs}.weight"] = np.concatenate([nope, rope], axis=1).reshape(-1, width)
-        elif within == "attention.kv_down.weight":
-            rows = values[:, : g.hidden_size]
-            rows = np.concatenate([rows[: g.kv_lora_rank], rows[g.kv_lora_rank :][back]])
-            tensors[f"{prefix}self_attn.kv_a_proj_with_mqa.weight"] = rows
-        elif not within.startswith("attention."):
-            path = {"mlp": "mlp", "moe.shared": "mlp.shared_experts"}.get(within.rsplit(".", 2)[0])
-            if path is None:  # moe.experts.gate_up.3
-                _, _, kind, expert = within.split(".")
-                path, kinds = f"mlp.experts.{expert}", kind
-            else:
-                kinds = within.split(".")[-2]
-            for kind, part in zip(
-                *((("gate", "up"), np.split(values, 2)) if kinds == "gate_up" else (("down",), [values])),
-                strict=True,
-            ):
-                theirs = f"{prefix}{path}.{kind}_proj.weight"
-                tensors[theirs] = part[:, : tensors[theirs].shape[1]]
-        else:
-            theirs = {"attention.q_down.weight": "q_a_proj", "attention.o_proj.weight": "o_proj"}[within]
-            theirs = f"{prefix}self_attn.{theirs}.weight"
-            tensors[theirs] = values[:, : tensors[theirs].shape[1]]
-    return tensors
 
 
 @pytest.mark.parametrize("forms", [FLOAT, INT4 | {"cache": "int8"}], ids=["float", "int4, int8 rows"])

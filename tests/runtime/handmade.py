@@ -221,6 +221,13 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     (folder / "bundle.json").write_text(json.dumps(content))
 
 
+def canary(prompt: list[int], steps: list[int]) -> dict[str, Any]:
+    """A canary with the logits that the bundle must give, for `make_bundle`."""
+    logits = reference([*prompt, *steps])[len(prompt) - 1 :]
+    tops = [[[int(i), float(row[i])] for i in np.argsort(row)[::-1][:4]] for row in logits]
+    return {"prompt_ids": prompt, "step_ids": steps, "top": tops}
+
+
 def reference(ids: list[int]) -> np.ndarray:
     """Logits [S, V] after every id of one sequence, in float64 and without a cache."""
     w = {name: array.astype(np.float64) for name, array in weights().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,17 @@ from mla_runtime.bundle import Bundle
 from mla_runtime.engines import flavour, loading, store, wanted
 from mla_runtime.engines.files import read_record, write_record
 from mla_runtime.engines.gpu import Gpu
-from mla_runtime.engines.kernels import read_runtime_cache, runtime_cache_path, write_runtime_cache
 from mla_runtime.engines.record import Limits
 from mla_runtime.errors import BackendError, BundleError, EngineError, VerificationError
 from tests.runtime.engine_builds import CARDS, LIMITS, Builds, build, library
-from tests.runtime.handmade import make_bundle, reference
+from tests.runtime.handmade import canary, make_bundle
 
 CARD = Gpu("NVIDIA GeForce RTX 4090", (8, 9), 24 * 2**30, (13, 0))
-PROMPT, STEPS = [5, 6, 7], [8, 9]
 
 
 @pytest.fixture
 def canaried(tmp_path: Path) -> Bundle:
-    logits = reference([*PROMPT, *STEPS])[len(PROMPT) - 1 :]
-    tops = [[[int(i), float(row[i])] for i in np.argsort(row)[::-1][:4]] for row in logits]
-    canary = {"prompt_ids": PROMPT, "step_ids": STEPS, "top": tops}
-    return Bundle.open(make_bundle(tmp_path / "canaried", canary=canary))
+    return Bundle.open(make_bundle(tmp_path / "canaried", canary=canary([5, 6, 7], [8, 9])))
 
 
 @pytest.fixture(autouse=True)
@@ -142,15 +136,3 @@ def test_without_a_gpu_nothing_is_built(canaried: Bundle, monkeypatch: pytest.Mo
     with pytest.raises(BackendError, match="backend tensorrt: no NVIDIA GPU"):
         loading.load_engines("tensorrt", canaried, Made(), build=builds)
     assert builds.count == 0
-
-
-def test_kernels_are_kept_for_one_gpu_and_driver_and_damage_is_found(tmp_path: Path):
-    path = runtime_cache_path(tmp_path, CARD)
-    assert path != runtime_cache_path(tmp_path, replace(CARD, cuda=(13, 1)))
-    assert read_runtime_cache(path) is None
-    write_runtime_cache(path, b"kernels")
-    assert read_runtime_cache(path) == b"kernels"
-    path.write_bytes(path.read_bytes()[:-1] + b"z")
-    assert read_runtime_cache(path) is None
-    write_runtime_cache(tmp_path / "not there" / "k.cache", b"kernels")
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]

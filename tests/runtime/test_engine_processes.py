@@ -42,11 +42,62 @@ store.ensure(Bundle.open(sys.argv[1]), library(), CARDS, LIMITS, build=slow, say
 print("done", flush=True)
 """
 
+# builds in processes that end at once at their n-th call that changes the disk, and says what each left
+KILLED = """
+import os, sys
+from pathlib import Path
+from mla_runtime.bundle import Bundle
+from mla_runtime.engines import store
+from mla_runtime.errors import EngineError
+from tests.runtime.engine_builds import CARDS, LIMITS, build, content, library
+
+opened = Bundle.open(sys.argv[1])
+
+def seeded(seed):
+    return lambda *given: build(*given[:5], seed=seed)
+
+def ends_at(number):
+    left = number
+    def wrap(call):
+        def ending(*given, **more):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os._exit(9)
+            return call(*given, **more)
+        return ending
+    for name in ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir"):
+        setattr(os, name, wrap(getattr(os, name)))
+
+code, number = 9, 0
+while code == 9:
+    number += 1
+    store.ensure(opened, library(), CARDS, LIMITS, build=seeded(1), rebuild=True)
+    pid = os.fork()
+    if pid == 0:
+        ends_at(number)
+        store.ensure(opened, library(), CARDS, LIMITS, build=seeded(2), rebuild=True)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        _, where = store.ensure(opened, library(), CARDS, LIMITS, build=None)
+    except EngineError:
+        print("none", flush=True)
+        continue
+    files = [(where / f"{phase}.engine").read_bytes() for phase in ("step", "prompt")]
+    left = [seed for seed in (1, 2) if files == [content(2 * seed), content(2 * seed + 1)]]
+    print({1: "old", 2: "new"}[left[0]] if left else "a mix", flush=True)
+"""
+
 
 def child(bundle: Path, go: Path, seed: int, *more: str) -> subprocess.Popen[str]:
+    return script(CHILD, str(bundle), str(go), str(seed), *more)
+
+
+def script(code: str, *arguments: str) -> subprocess.Popen[str]:
     paths = [str(ROOT), str(ROOT / "graphs"), str(ROOT / "runtime")]
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(bundle), str(go), str(seed), *more],
+        [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         text=True,
@@ -101,6 +152,17 @@ def test_a_kill_leaves_the_old_engines_or_none_and_frees_the_lock(folder: Path, 
     assert builds.count == 1, "the old ones serve, or the lock is free"
     _, where = store.ensure(opened, library(), CARDS, LIMITS, build=builds, rebuild=True)
     assert list(home.iterdir()) == [where], "what the killed one left is removed by the next that builds"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_end_at_any_moment_leaves_the_old_the_new_or_none(folder: Path):
+    one = script(KILLED, str(folder))
+    said = (one.communicate(timeout=300)[0]).split("\n")[:-1]
+    assert one.returncode == 0
+    assert set(said) == {"old", "new", "none"}, said
+    assert said == sorted(said, key=["old", "none", "new"].index), "in this order"
+    assert said[-1] == "new", "the last was not ended"
+    assert len(said) > 10
 
 
 def test_who_waits_too_long_is_told_what_for(folder: Path, tmp_path: Path):

@@ -49,8 +49,7 @@ def bundle(request, tmp_path_factory) -> Bundle:
 
 
 def graphs_of(folder: Path, model: onnx.ModelProto) -> Graphs:
-    found = read(made.written(folder, model))
-    return Graphs(found.opset, tuple(("step", typed) for typed in typed_nodes(found)))
+    return Graphs.read({"step": made.written(folder, model)})
 
 
 def found(folder: Path, model: onnx.ModelProto, target: str) -> Report:
@@ -93,10 +92,18 @@ def test_every_limit_and_type_is_of_a_listed_operator():
 
 def test_the_types_of_every_value_are_found(bundle):
     graphs = Graphs.of(bundle)
-    assert {phase for phase, _ in graphs.nodes} == {"step", "prompt"}
-    for _, typed in graphs.nodes:
+    assert {phase for phase, *_ in graphs.nodes} == {"step", "prompt"}
+    for _, typed, _ in graphs.nodes:
         assert typed.data.dtype, typed.node
         assert all(value.dtype for value in typed.outputs), typed.node
+
+
+def test_nodes_that_are_alike_are_counted(bundle):
+    graphs = Graphs.of(bundle)
+    for phase in ("step", "prompt"):
+        nodes = list(typed_nodes(read(bundle.paths[bundle.graph(phase).file])))
+        assert sum(count for of, _, count in graphs.nodes if of == phase) == len(nodes)
+        assert len({typed.kind for typed in nodes}) < len(nodes)
 
 
 def test_types_are_those_that_onnx_infers(bundle):
@@ -155,8 +162,8 @@ def test_int4_is_not_certain_on_jetpack_6(tmp_path):
     assert result.verdict == "uncertain"
     (problem,) = result.problems
     assert problem.what == (
-        "is not known to take more than opset 20, and these graphs have 21; "
-        "its parser does not look, and may take them"
+        "the graphs have opset 21, and no source tells of more than 20; "
+        "the parser does not look, and may take them"
     )
     assert problem.instead == "int4 weights need opset 21: export with --weights int8"
     for target in ("tensorrt 10.6", "tensorrt 11.5", "jetpack7.2", "tensorrt-rtx 1.7"):
@@ -170,6 +177,12 @@ def test_int8_in_blocks_is_not_certain_and_a_scale_a_channel_is(tmp_path):
     channel = made.node("DequantizeLinear", "w s", axis=1)
     model = made.made(channel, [], [("y", made.F32, [64, 32])], given)
     assert found(tmp_path, model, "jetpack6").verdict == "builds"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("target", ["jetpack6", "tensorrt-rtx 1.7", "tensorrt 11.5"])
+def test_experts_gathered_from_int8_stacks_build(tmp_path, packed, target):
+    assert found(tmp_path, made.gathered_experts(packed), target).problems == ()
 
 
 REFUSED = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mla_runtime.backends.base import Backend
 from mla_runtime.bundle import Bundle
 from mla_runtime.engines.flavour import FLAVOURS, THIS, Library
 from mla_runtime.engines.gpu import gpu_at_hand
+from mla_runtime.engines.progress import OnProgress
 from mla_runtime.engines.proof import prove
 from mla_runtime.engines.publishing import Build
 from mla_runtime.engines.record import Built, Limits
@@ -29,7 +29,7 @@ def load_engines(
     limits: Limits | None = None,
     folder: str | Path | None = None,
     build: Build | None = compile_engines,
-    on_progress: Any = None,
+    on_progress: OnProgress | None = None,
     say: Say = warn,
 ) -> Backend:
     """Load `bundle` on the flavour `name`: `make` is given the engines, and the canary runs on what it makes.
@@ -61,7 +61,12 @@ def whole(bundle: Bundle) -> Limits:
 
 
 def _ensured(
-    bundle: Bundle, library: Library, limits: Limits | None, build: Build | None, on_progress: Any, say: Say
+    bundle: Bundle,
+    library: Library,
+    limits: Limits | None,
+    build: Build | None,
+    on_progress: OnProgress | None,
+    say: Say,
 ) -> tuple[Built, Path]:
     if limits is None:
         try:

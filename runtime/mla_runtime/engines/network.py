@@ -84,9 +84,9 @@ def _take_out(network: Any, trt: Any, places: Mapping[str, External]) -> Iterato
 
 
 def _goes_out(value: Any, stored: External, readers: Sequence[tuple[Any, int]], trt: Any) -> bool:
-    dequantised = [layer for layer, _ in readers if layer.type == trt.LayerType.DEQUANTIZE]
-    if value.dtype == trt.int4 or any(_is_int4(layer, trt) for layer in dequantised):
-        return False
+    dequantised = [(layer, index) for layer, index in readers if layer.type == trt.LayerType.DEQUANTIZE]
+    if any(index > 0 or _is_int4(layer, trt) for layer, index in dequantised):
+        return False  # its scales are constants to every version, and int4 codes better are
     if value.dtype == trt.int8 and len(dequantised) < len(readers):
         return True
     return stored.length >= SMALL and value.dtype in (trt.float32, trt.float16, trt.int8)

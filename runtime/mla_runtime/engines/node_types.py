@@ -25,6 +25,13 @@ class Typed:
     outputs: tuple[Value, ...]
 
     @property
+    def kind(self) -> object:
+        """What nodes of equal kinds have in common: all but their names."""
+        node = self.node
+        attributes = tuple(sorted(node.attributes.items()))
+        return node.domain, node.operator, attributes, self.inputs, self.outputs
+
+    @property
     def data(self) -> Value:
         """The value whose type an operator is known by: what `Where` chooses from, what `If` gives."""
         if self.node.operator in ("If", "Loop", "Constant", "ConstantOfShape"):

@@ -116,26 +116,31 @@ def _graph(data: memoryview, depth: int) -> Graph:
 
 
 def _node(data: memoryview, depth: int) -> Node:
-    names: dict[int, list[str]] = {1: [], 2: []}
+    names: dict[int, list[str]] = {1: [], 2: [], 3: [""], 4: [""], 7: [""]}
     attributes: dict[str, int | str | None] = {}
     tensor, graphs = None, {}
     for number, value in _messages(data):
         if number in names:
             names[number].append(str(value, "utf-8"))
         elif number == 5:
-            name = _text(value, 1)
-            attributes[name] = None
-            for kind, content in wire.fields(value):
-                if kind == 3 and isinstance(content, int):
-                    attributes[name] = next(wire.integers(content))
-                elif kind == 4 and isinstance(content, memoryview):
-                    attributes[name] = str(content, "utf-8", "replace")
-                elif kind == 5 and isinstance(content, memoryview):
-                    tensor = _tensor(content)
-                elif kind == 6 and isinstance(content, memoryview):
-                    graphs[name] = _graph(content, depth + 1)
-    name, operator, domain = (_text(data, field) for field in (3, 4, 7))
-    return Node(name, operator, domain, tuple(names[1]), tuple(names[2]), attributes, tensor, graphs)
+            fields = dict(wire.fields(value))
+            name = _string(fields.get(1))
+            attributes[name] = _small(fields)
+            content = fields.get(5, fields.get(6))
+            if 5 in fields and isinstance(content, memoryview):
+                tensor = _tensor(content)
+            elif isinstance(content, memoryview):
+                graphs[name] = _graph(content, depth + 1)
+    inputs, outputs = tuple(names[1]), tuple(names[2])
+    name, operator, domain = (names[field][-1] for field in (3, 4, 7))
+    return Node(name, operator, domain, inputs, outputs, attributes, tensor, graphs)
+
+
+def _small(fields: Mapping[int, int | memoryview]) -> int | str | None:
+    """Give the value of an attribute that is an integer or a text."""
+    if isinstance(number := fields.get(3), int):
+        return next(wire.integers(number))
+    return _string(fields[4]) if 4 in fields else None
 
 
 def _tensor(data: memoryview) -> Value:
@@ -165,6 +170,10 @@ def _declared(data: memoryview) -> Value:
 
 def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     return ((number, value) for number, value in wire.fields(data) if isinstance(value, memoryview))
+
+
+def _string(value: int | memoryview | None) -> str:
+    return str(value, "utf-8", "replace") if isinstance(value, memoryview) else ""
 
 
 def _text(data: memoryview, field: int) -> str:

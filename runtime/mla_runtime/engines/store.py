@@ -10,17 +10,16 @@ code, and so the folder is its user's alone.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mla_runtime.bundle import MANIFEST, Bundle
 from mla_runtime.engines.files import check_files, read_record
 from mla_runtime.engines.flavour import Library
 from mla_runtime.engines.lock import held
+from mla_runtime.engines.progress import OnProgress
 from mla_runtime.engines.publishing import Build, discard, published
 from mla_runtime.engines.record import RECORD, Built, Limits
 from mla_runtime.engines.wanted import Wanted
@@ -29,6 +28,7 @@ from mla_runtime.integrity import cache_folder
 
 KEPT_BYTES = 16 * 2**30  # of all engines together; those used longest ago go first
 WAIT_SECONDS = 3600.0
+_REASONS = 3  # why so many of those that are there do not serve is told, of those used last
 
 Say = Callable[[str], None]
 
@@ -39,12 +39,17 @@ def warn(sentence: str) -> None:
 
 
 def compile_engines(
-    bundle: Bundle, library: Library, cards: Sequence[str], limits: Limits, folder: Path, on_progress: Any
+    bundle: Bundle,
+    library: Library,
+    cards: Sequence[str],
+    limits: Limits,
+    folder: Path,
+    on_progress: OnProgress | None,
 ) -> Built:
     """Compile with TensorRT."""
-    module = importlib.import_module("mla_runtime.engines.build")
-    built: Built = module.build(bundle, library, cards, limits, folder, on_progress)
-    return built
+    from mla_runtime.engines.build import build
+
+    return build(bundle, library, cards, limits, folder, on_progress)
 
 
 def ensure(
@@ -54,7 +59,7 @@ def ensure(
     limits: Limits,
     *,
     rebuild: bool = False,
-    on_progress: Any = None,
+    on_progress: OnProgress | None = None,
     build: Build | None = compile_engines,
     say: Say = warn,
     wait: float = WAIT_SECONDS,
@@ -70,12 +75,12 @@ def ensure(
     if not rebuild and (found := _find(wanted, reasons)):
         return found
     if build is None:
-        why = f" ({'; '.join(reasons)})" if reasons else ""
+        why = f" ({'; '.join(reasons[:_REASONS])})" if reasons else ""
         raise EngineError(
             f"{bundle.path}: no engines for {wanted.flavour} {wanted.version} and {', '.join(wanted.cards)} "
             f"are in the cache{why}; build them: mla-export build {bundle.path}"
         )
-    for reason in reasons:
+    for reason in reasons[:_REASONS]:
         say(f"{reason}; building engines")
     try:
         locks = engines_folder() / "locks"
@@ -143,7 +148,7 @@ def _find(wanted: Wanted, reasons: list[str]) -> tuple[Built, Path] | None:
 
 
 def _built(
-    bundle: Bundle, library: Library, wanted: Wanted, build: Build, on_progress: Any
+    bundle: Bundle, library: Library, wanted: Wanted, build: Build, on_progress: OnProgress | None
 ) -> tuple[Built, Path]:
     home = _home(wanted)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from mla_runtime.bundle import Bundle
@@ -77,10 +78,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """The graphs of a bundle, read once, with the types of all their values."""
+    """The graphs of a bundle: of nodes that differ in their names alone the first, and how many they are."""
 
     opset: int
-    nodes: tuple[tuple[Phase, Typed], ...]
+    nodes: tuple[tuple[Phase, Typed, int], ...]
 
     @classmethod
     def of(cls, bundle: Bundle) -> Graphs:
@@ -88,12 +89,19 @@ class Graphs:
         files: dict[str, Phase] = {}
         for phase in PHASES:
             files.setdefault(bundle.graph(phase).file, phase)
-        opset, nodes = 0, []
-        for file, phase in files.items():
-            model = read(bundle.paths[file])
+        return cls.read({phase: bundle.paths[file] for file, phase in files.items()})
+
+    @classmethod
+    def read(cls, files: Mapping[Phase, Path]) -> Graphs:
+        """Read ONNX files; raises `BundleError` for others. A model's layers leave few kinds of nodes."""
+        opset = 0
+        kinds: dict[object, list[tuple[Phase, Typed]]] = {}
+        for phase, path in files.items():
+            model = read(path)
             opset = max(opset, model.opset)
-            nodes += [(phase, typed) for typed in typed_nodes(model)]
-        return cls(opset, tuple(nodes))
+            for typed in typed_nodes(model):
+                kinds.setdefault((phase, typed.kind), []).append((phase, typed))
+        return cls(opset, tuple((*those[0], len(those)) for those in kinds.values()))
 
 
 def check(bundle: Bundle | Graphs, version: Version) -> list[Problem]:
@@ -101,7 +109,7 @@ def check(bundle: Bundle | Graphs, version: Version) -> list[Problem]:
     graphs = bundle if isinstance(bundle, Graphs) else Graphs.of(bundle)
     oldest = FLAVOURS[version.flavour].oldest
     if version.number < oldest:
-        what = f"is older than {dotted(oldest)}, the oldest that this toolkit builds for"
+        what = f"it is older than {dotted(oldest)}, the oldest that this toolkit builds for"
         return [Problem(None, None, None, 1, True, what, "install a newer one", ())]
     if not version.known:
         newest = max(row.number for row in table().versions[version.flavour])
@@ -109,8 +117,8 @@ def check(bundle: Bundle | Graphs, version: Version) -> list[Problem]:
         return [Problem(None, None, None, 1, False, what, instead, ())]
     known = table()
     found = [*_opset(graphs, version, known)]
-    for phase, typed in graphs.nodes:
-        found += problems_of(typed, version, phase)
+    for phase, typed, count in graphs.nodes:
+        found += (replace(problem, count=count) for problem in problems_of(typed, version, phase))
     return sorted(_gathered(found), key=lambda problem: not problem.certain)
 
 
@@ -144,8 +152,8 @@ def _opset(graphs: Graphs, version: Version, known: Table) -> Iterator[Problem]:
     highest, own = known.opset(version)
     if graphs.opset <= highest:
         return
-    what = f"documents opsets up to {highest}" if own else f"is not known to take more than opset {highest}"
-    text = f"{what}, and these graphs have {graphs.opset}; its parser does not look, and may take them"
+    what = f"its documentation ends at {highest}" if own else f"no source tells of more than {highest}"
+    text = f"the graphs have opset {graphs.opset}, and {what}; the parser does not look, and may take them"
     instead = "int4 weights need opset 21: export with --weights int8"
     yield Problem(None, None, None, 1, False, text, instead, ("importer-10.6", *version.sources))
 
@@ -208,10 +216,5 @@ def _gathered(problems: Iterable[Problem]) -> Iterator[Problem]:
     for problem in problems:
         groups.setdefault((problem.what, problem.instead), []).append(problem)
     for group in groups.values():
-        yield _first(group)
-
-
-def _first(group: Sequence[Problem]) -> Problem:
-    one = group[0]
-    sources = tuple(dict.fromkeys(one.sources))
-    return Problem(one.phase, one.node, one.operator, len(group), one.certain, one.what, one.instead, sources)
+        count = sum(problem.count for problem in group)
+        yield replace(group[0], count=count, sources=tuple(dict.fromkeys(group[0].sources)))
