@@ -64,8 +64,16 @@ class Config:
     """What the RTX flavour's contexts are made with."""
 
     strategy: Any = None
+    kernels: Any = None
     dynamic_shapes_kernel_specialization_strategy: Any = None
     cuda_graph_strategy: Any = None
+
+    def create_runtime_cache(self) -> object:
+        return object()
+
+    def set_runtime_cache(self, kernels: object) -> bool:
+        self.kernels = kernels
+        return True
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
@@ -88,14 +96,19 @@ class Bindings:
     ILogger = Logger
     TensorIOMode = Kind
     ExecutionContextAllocationStrategy = Strategy
-    DynamicShapesKernelSpecializationStrategy = Specialization
-    CudaGraphStrategy = Graphs
 
     def __post_init__(self) -> None:
         self.__name__ = f"fake_{id(self)}"
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802 - the bindings' own name
         return _Runtime(self)
+
+
+class RtxBindings(Bindings):
+    """Those of the RTX flavour."""
+
+    DynamicShapesKernelSpecializationStrategy = Specialization
+    CudaGraphStrategy = Graphs
 
 
 @dataclass
@@ -132,7 +145,7 @@ class Engine:
         return Config()
 
     def create_execution_context(self, config: Any) -> Context:
-        context = Context(self, config)
+        context = (Context if hasattr(self.trt, "CudaGraphStrategy") else OldContext)(self, config)
         self.trt.contexts.append(context)
         return context
 
@@ -191,6 +204,26 @@ class Context:
         return True
 
 
+class OldContext(Context):
+    """Of a version that is not told how much memory there is, nor says what can be recorded."""
+
+    @property
+    def set_device_memory(self) -> Any:
+        raise AttributeError
+
+    @property
+    def is_stream_capturable(self) -> Any:
+        raise AttributeError
+
+    @property
+    def device_memory(self) -> int:
+        return self.memory[0]
+
+    @device_memory.setter
+    def device_memory(self, address: int) -> None:
+        self.memory = (address, self.update_device_memory_size_for_shapes())
+
+
 def need(batch: int, width: int, rows: int) -> int:
     """Bytes of activations that the fake engines want."""
     return 64 * batch * width + 16 * batch * width * rows
@@ -220,7 +253,8 @@ def run(
 
 
 def library(device: Any, flavour: str = "tensorrt-rtx") -> Library:
-    return Library(FLAVOURS[flavour], Bindings(device))
+    bindings = RtxBindings if flavour == "tensorrt-rtx" else Bindings
+    return Library(FLAVOURS[flavour], bindings(device))
 
 
 def outside_of(bundle: Bundle) -> list[Outside]:
@@ -236,7 +270,9 @@ def outside_of(bundle: Bundle) -> list[Outside]:
     return outside
 
 
-def build(bundle: Bundle, folder: Path, limits: Limits, *, single: bool = False) -> Built:
+def build(
+    bundle: Bundle, folder: Path, limits: Limits, *, single: bool = False, flavour: str = "tensorrt-rtx"
+) -> Built:
     """Write engines of `bundle` into `folder`; `single`: one of them with two profiles."""
     outside = outside_of(bundle)
     folder.mkdir(parents=True)
@@ -256,4 +292,4 @@ def build(bundle: Bundle, folder: Path, limits: Limits, *, single: bool = False)
         profiles: Any = {phase: place for place, phase in enumerate(group)}
         engines.append(EngineFile(file, len(plan), hashlib.sha256(plan).hexdigest(), profiles))
     sha256 = str(bundle.raw["sha256"])
-    return Built("tensorrt-rtx", "1.7.1", ("sm86",), sha256, limits, tuple(engines), tuple(outside), 0.0)
+    return Built(flavour, "1.7.1", ("sm86",), sha256, limits, tuple(engines), tuple(outside), 0.0)

@@ -43,7 +43,7 @@ class Rig:
 def make_rig(bundle: Path, folder: Path, limits: Limits = LIMITS, device: Any = None, **options: Any) -> Rig:
     opened = Bundle.open(bundle)
     device = FakeDevice() if device is None else device
-    library = fake_tensorrt.library(device)
+    library = fake_tensorrt.library(device, options.get("flavour", "tensorrt-rtx"))
     built = fake_tensorrt.build(opened, folder, limits, **options)
     backend = TensorrtBackend(opened, library, built, folder, device)  # type: ignore[arg-type]
     return Rig(mla_runtime.open(bundle, threads=1), Model(opened, backend), device, library.trt)

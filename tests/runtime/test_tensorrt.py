@@ -120,6 +120,24 @@ def test_a_step_waits_once_and_is_recorded_once_for_each_t_and_answer(rig: Rig) 
         assert fixed.count("eager") == 2  # one context for each T of steps
         assert {c.config.cuda_graph_strategy for c in rig.trt.contexts} == {"disabled"}
         assert {c.config.strategy for c in rig.trt.contexts} == {"user managed"}
+        # a kernel is compiled once for an engine, whichever session wants it
+        rig.model.session().close()
+        kernels = {(id(c.engine), id(c.config.kernels)) for c in rig.trt.contexts}
+        assert len(kernels) == 2
+        assert None not in {c.config.kernels for c in rig.trt.contexts}
+
+
+def test_the_other_flavour_with_fewer_functions_does_the_same(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    rig = make_rig(bundles["int8"], tmp_path / "engines", flavour="tensorrt")
+    with rig.ort.session(max_context=300) as want, rig.model.session(max_context=300) as found:
+        same_logits(found.prefill([[1, 2, 3]]), want.prefill([[1, 2, 3]]), "int8")
+        for token in range(1, 6):
+            same_logits(found.step([token]), want.step([token]), "int8")
+        assert rig.steps(found).captures == 1
+    assert rig.model.backend.name == "tensorrt"
+    assert {c.config for c in rig.trt.contexts} == {"user managed"}
 
 
 def test_what_cannot_be_recorded_is_run_and_said(rig: Rig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,22 @@ from mla_runtime.manifest import PHASES, Phase
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """An engine, and the kernels compiled for it so far where its flavour compiles any."""
+
+    engine: Any
+    kernels: Any
+
+
 class Context:
     """One engine's phase at work: shapes, addresses, memory, and a place in a stream."""
 
-    def __init__(self, library: Library, engine: Any, profile: int, stream: int, *, fixed: bool) -> None:
+    def __init__(self, library: Library, loaded: _Loaded, profile: int, stream: int, *, fixed: bool) -> None:
+        engine = loaded.engine
         self._library = library
         with log.errors(library.trt):
-            self._raw = library.context(engine, fixed=fixed)
+            self._raw = library.context(engine, loaded.kernels, fixed=fixed)
         if self._raw is None:
             raise EngineError(f"{library.flavour.name} makes no context of this engine: {self._said()}")
         self._names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
@@ -37,7 +47,11 @@ class Context:
         for name, shape in shapes.items():
             if name in self._inputs and not self._raw.set_input_shape(name, shape):
                 raise EngineError(f"the engine refuses {name} of shape {shape}: {self._said()}")
-        return int(self._raw.update_device_memory_size_for_shapes())
+        with log.errors(self._library.trt) as errors:
+            nbytes = int(self._raw.update_device_memory_size_for_shapes())
+        if errors:
+            raise EngineError(f"the engine refuses the shapes {dict(shapes)}: {self._said()}")
+        return nbytes
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Set where every input and output of the engine lies."""
@@ -74,10 +88,10 @@ class Engines:
 
     def __init__(self, library: Library, built: Built, folder: Path) -> None:
         self._library = library
-        self._loaded = {entry.file: self._load(folder / entry.file, entry) for entry in built.engines}
-        self._of: dict[Phase, tuple[Any, int]] = {
-            phase: (self._loaded[built.engine(phase).file], built.engine(phase).profiles[phase])
-            for phase in PHASES
+        self._runtime = library.runtime()
+        loaded = {entry.file: self._load(folder / entry.file, entry) for entry in built.engines}
+        self._of: dict[Phase, tuple[_Loaded, int]] = {
+            phase: (loaded[built.engine(phase).file], built.engine(phase).profiles[phase]) for phase in PHASES
         }
 
     def context(self, phase: Phase, stream: int, *, fixed: bool) -> Context:
@@ -85,7 +99,12 @@ class Engines:
         engine, profile = self._of[phase]
         return Context(self._library, engine, profile, stream, fixed=fixed)
 
-    def _load(self, path: Path, entry: EngineFile) -> Any:
+    def close(self) -> None:
+        """Free the engines; no context of theirs may be left."""
+        self._of.clear()
+        self._runtime = None
+
+    def _load(self, path: Path, entry: EngineFile) -> _Loaded:
         try:
             plan = path.read_bytes()
         except OSError as cause:
@@ -93,4 +112,5 @@ class Engines:
         # An engine is code: what is loaded is what was hashed, not what lies there a moment later.
         if len(plan) != entry.size or hashlib.sha256(plan).hexdigest() != entry.sha256:
             raise EngineError(f"{path}: not the file that was built; delete it and build the engines again")
-        return self._library.load_engine(plan, str(path))
+        engine = self._library.load_engine(self._runtime, plan, str(path))
+        return _Loaded(engine, self._library.kernel_cache(engine))

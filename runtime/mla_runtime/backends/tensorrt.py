@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
 from mla_runtime.backends.base import CacheBuffers
 from mla_runtime.backends.contexts import Engines
@@ -48,7 +47,7 @@ class TensorrtBackend:
         self.device.enter()
         try:
             self._check_memory(sum(engine.size for engine in built.engines))
-            self._engines: Any = Engines(library, built, folder)
+            self._engines = Engines(library, built, folder)
             self._weights = DeviceWeights(self.device, bundle, built.outside)
         except BaseException:
             self.device.close()
@@ -119,7 +118,7 @@ class TensorrtBackend:
     def _free_if_unused(self) -> None:
         if self._closed and self._sessions == 0:
             self.device.enter()
-            self._engines = None
+            self._engines.close()
             self._weights.close()
             self.device.close()
 

@@ -117,10 +117,13 @@ class Library:
         if feature is not None:
             config.set_preview_feature(feature, True)
 
-    def load_engine(self, plan: bytes, where: str) -> Any:
+    def runtime(self) -> Any:
+        """Make what loads engines; it has to live as long as they do."""
+        return self.trt.Runtime(log.logger(self.trt))
+
+    def load_engine(self, runtime: Any, plan: bytes, where: str) -> Any:
         """Load a serialised engine onto the current device; raises `EngineError` for one it refuses."""
         with log.errors(self.trt) as errors:
-            runtime = self.trt.Runtime(log.logger(self.trt))
             engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             said = errors[-1] if errors else "nothing more"
@@ -128,12 +131,20 @@ class Library:
             raise EngineError(f"{msg}; build it for this card: mla-export build")
         return engine
 
-    def context(self, engine: Any, *, fixed: bool) -> Any:
+    def kernel_cache(self, engine: Any) -> Any:
+        """Make what keeps the kernels that contexts of an engine compile, where the flavour does that."""
+        if not hasattr(self.trt, "CudaGraphStrategy"):
+            return None
+        config = engine.create_runtime_config()
+        return config.create_runtime_cache()
+
+    def context(self, engine: Any, kernels: Any, *, fixed: bool) -> Any:
         """Make an execution context that is given its memory; `fixed` where its shapes never change.
 
         The RTX flavour then compiles kernels for those very shapes when they are first run; otherwise it
-        begins with general ones and compiles in the background. Its own recording of graphs is off: a step
-        is recorded as a whole, with what comes before and after the engine.
+        begins with general ones and compiles in the background. `kernels` is the engine's `kernel_cache`, so
+        that another session does not compile them again. The flavour's own recording of graphs is off: a
+        step is recorded as a whole, with what comes before and after the engine.
         """
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(self.trt, "CudaGraphStrategy"):
@@ -143,6 +154,8 @@ class Library:
         kinds = self.trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if fixed else kinds.LAZY
         config.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED
+        if kernels is not None:
+            config.set_runtime_cache(kernels)
         return engine.create_execution_context(config)
 
     def give_memory(self, context: Any, address: int, nbytes: int) -> None:
