@@ -171,9 +171,7 @@ def test_target_is_checked_before_any_work(checkpoint, bundle, tmp_path):
     with pytest.raises(ConfigError, match="--group is for weights in int8 or int4"):
         export(checkpoint, tmp_path / "bundle", group=128)
     for option, words in (({"group": 32}, "--group 32"), ({"head": "int4"}, "--head int4")):
-        with pytest.raises(
-            ConfigError, match=f"{words} with --weights int8: portable graphs have"
-        ):
+        with pytest.raises(ConfigError, match=f"{words} with --weights int8: portable graphs have"):
             export(checkpoint, tmp_path / "bundle", weights="int8", **option)
     assert list(tmp_path.iterdir()) == []
 
