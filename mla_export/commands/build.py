@@ -12,8 +12,8 @@ from mla_export.commands.tables import console, print_json, size, table
 from mla_runtime.backends.tensorrt import TensorrtBackend
 from mla_runtime.bundle import Bundle
 from mla_runtime.engines.build import build
-from mla_runtime.engines.flavour import FLAVOURS, RTX, THIS, Library
 from mla_runtime.engines.files import read_record
+from mla_runtime.engines.flavour import FLAVOURS, RTX, THIS, Library
 from mla_runtime.engines.loading import load_engines
 from mla_runtime.engines.profiles import bounds
 from mla_runtime.engines.progress import OnProgress
