@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mla_export import engine_arguments
 from mla_export.argument_types import AMOUNT, COUNT, INDEX, contexts, integers, names, number
 
 
@@ -90,37 +91,6 @@ def _export(parser: argparse.ArgumentParser) -> None:
         "--target ort-cpu 256, or the context if shorter)",
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is already there")
-
-
-def _build(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle")
-    parser.add_argument(
-        "--for",
-        dest="cards",
-        type=names,
-        metavar="CARDS",
-        default=["this"],
-        help="compute capabilities like sm86,sm89,sm120, which needs no GPU; this is the one at hand; "
-        "jetpack6 says whether the bundle will build there (default: this)",
-    )
-    parser.add_argument(
-        "--backend",
-        metavar="NAME",
-        help="tensorrt-rtx or tensorrt (default: the one that is installed)",
-    )
-    parser.add_argument(
-        "--max-batch", type=COUNT, metavar="B", default=1, help="most sequences at once (default: 1)"
-    )
-    parser.add_argument(
-        "--max-context", type=COUNT, metavar="T", help="most rows of a sequence (default: the bundle's)"
-    )
-    parser.add_argument(
-        "--chunk", type=COUNT, metavar="S", help="most tokens of a prompt at once (default: the bundle's)"
-    )
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="a folder to build into, to carry to its card (default: the cache)"
-    )
-    parser.add_argument("--rebuild", action="store_true", help="build again what is there")
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +183,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
         help="end before this; repeatable (default: none)",
     )
     _backend(parser)
+    engine_arguments.engines(parser)
     _threads(parser)
 
 
@@ -226,6 +197,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=COUNT, metavar="N", help="steps to time (default: 32, if they fit)")
     _backend(parser)
+    engine_arguments.engines(parser)
     _threads(parser)
 
 
@@ -312,28 +284,6 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a file that is already there")
 
 
-def _selftest(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "bundles",
-        nargs="*",
-        metavar="BUNDLE",
-        help="folders of bundles of --target portable (default: five of the sample in the source tree)",
-    )
-    parser.add_argument(
-        "--backend",
-        choices=["tensorrt-rtx", "tensorrt"],
-        help="the flavour of TensorRT to build for and run on (default: those that are installed)",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="NAME",
-        default="mla-export-selftest",
-        help="a folder for selftest.json and selftest.html, or the name of one of the two files "
-        "(default: %(default)s)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace files that are already there")
-
-
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FOLDER", help="checkpoint to show (default: samples/tiny-mla)"
@@ -382,7 +332,10 @@ def _threads(parser: argparse.ArgumentParser) -> None:
 COMMANDS = {
     "inspect": (_inspect, "geometry, parameters, cache bytes and what absorption costs"),
     "export": (_export, "write a checkpoint as an ONNX bundle with absorbed attention"),
-    "build": (_build, "compile a bundle's TensorRT engines, for the card at hand or for named ones"),
+    "build": (
+        engine_arguments.build,
+        "compile a bundle's TensorRT engines, for the card at hand or for named ones",
+    ),
     "verify": (_verify, "hold a bundle against its hashes, its canary and its checkpoint"),
     "compare": (_compare, "hold bundles on backends against one reference, over a whole decode"),
     "range": (_range, "whether float16 holds what a bundle computes, node by node, and what rounding costs"),
@@ -392,7 +345,7 @@ COMMANDS = {
     "compare-attention": (_compare_attention, "measure MHA, GQA, MQA and MLA side by side at equal width"),
     "report": (_report, "write a comparison, speed, memory and cache bytes as one HTML page"),
     "selftest": (
-        _selftest,
+        engine_arguments.selftest,
         "build engines, run, compare and time them here; two files to send back",
     ),
     "demo": (_demo, "all of it on a small model, telling what each step shows"),

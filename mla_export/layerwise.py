@@ -94,8 +94,9 @@ class Layerwise:
         model = assemble_block(self.plan, traced, prefix, self.layout, self.weights.name, renamed)
         model = lower(model, self.plan.target, phase)
         name = prefix.rstrip(".") or "embedding"
-        coded = self.plan.scheme is not None and self.plan.target == "portable"
-        codes = CodedWeights(coded, written_out=coded)  # a block is small
+        weights = self.plan.weights if self.plan.target == "portable" else None
+        bits = None if weights is None else weights.bits
+        codes = CodedWeights(bits, written_out=bits is not None)  # a block is small
         return _Block(name, model, self.weights.parent, codes, packed=self.single, watched=watched)
 
     def _prelude_inputs(self, call: Call) -> list[Array]:
@@ -131,11 +132,12 @@ class _Block:
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # it grows in powers of two
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        codes.apply(options)
+        more = codes.apply(options)
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         content = ir.to_proto(model).SerializeToString()
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(content, options, providers=providers, **more)
 
     def close(self) -> None:
         """Free graph and weights."""

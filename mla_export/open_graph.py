@@ -43,7 +43,7 @@ class OpenGraph:
         options.intra_op_num_threads = threads or 0  # 0: its own choice
         other: Phase = "step" if phase == "prompt" else "prompt"
         codes = CodedWeights.of(bundle)
-        codes.apply(options)
+        more = codes.apply(options)
         if (
             file != bundle.graph(other).file and not codes.must_be_packed
         ):  # as the backend: a graph of its own runs on mapped weights
@@ -54,7 +54,9 @@ class OpenGraph:
         content = ir.to_proto(model).SerializeToString()
         bundle.check_unchanged()
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], **more
+            )
         except Exception as cause:  # onnxruntime's errors share no base class of their own
             where = f"{bundle.paths[file]} with more outputs"
             raise BackendError(f"{where} does not load: {cause}") from cause

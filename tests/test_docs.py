@@ -41,10 +41,13 @@ def test_every_command_and_exit_code_is_documented():
     assert documented == codes
 
 
+SHARED = {"--json", "--quiet", "--backend", "--engines", "--threads"}  # told once, for several commands
+
+
 def test_every_option_is_documented_where_its_command_is():
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     commands = cli.build_parser()._subparsers._group_actions[0].choices
-    everywhere = {"--help", "--json", "--quiet", "--backend", "--threads"}
+    everywhere = {"--help", *SHARED}
     sections = dict(re.findall(r"^## ([\w-]+)\n(.+?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     for name, command in commands.items():
         for option in {o for action in command._actions for o in action.option_strings if o[:2] == "--"}:
@@ -56,7 +59,7 @@ def test_the_options_of_most_commands_are_documented_as_they_are():
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     commands = cli.build_parser()._subparsers._group_actions[0].choices
     rows = dict(re.findall(r"^\| `(--\w+)[^|]*\| ([^|]+) \|", text.partition("## ")[0], re.MULTILINE))
-    assert set(rows) == {"--json", "--quiet", "--backend", "--threads"}
+    assert set(rows) == SHARED
     for option, said in rows.items():
         has = {name for name, command in commands.items() if option in command._option_string_actions}
         told = set(re.findall(r"`([\w-]+)`", said))

@@ -9,9 +9,12 @@ from pathlib import Path
 from mla_export import progress
 from mla_export.commands.engine_versions import lines
 from mla_export.commands.tables import console, print_json, size, table
+from mla_runtime.backends.tensorrt import TensorrtBackend
 from mla_runtime.bundle import Bundle
 from mla_runtime.engines.build import build
+from mla_runtime.engines.files import read_record
 from mla_runtime.engines.flavour import FLAVOURS, RTX, THIS, Library
+from mla_runtime.engines.loading import load_engines
 from mla_runtime.engines.profiles import bounds
 from mla_runtime.engines.progress import OnProgress
 from mla_runtime.engines.publishing import check_free, published
@@ -34,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
     if args.cards[0].startswith(JETPACK):
         return _check(bundle, args.cards, as_json=args.json)
     library = _library(args.backend, args.cards)
-    built, folder = _engines(bundle, library, _limits(bundle, args), args)
+    limits = _limits(bundle, args)
+    built, folder = _engines(bundle, library, limits, args)
+    if args.cards == [THIS]:
+        built = _proved(bundle, library, limits, folder)
     if args.json:
         print_json({"bundle": str(args.bundle), "folder": str(folder), **built.json()})
     else:
@@ -97,6 +103,13 @@ def _engines(
             return published(bundle, library, wanted, folder, build, on_progress), folder
         except OSError as cause:
             raise EngineError(f"{folder}: engines cannot be written there ({cause})") from cause
+
+
+def _proved(bundle: Bundle, library: Library, limits: Limits, folder: Path) -> Built:
+    """Run the bundle's canary on engines for the card at hand; give their record with what it said."""
+    with progress.task("the canary on the engines"):
+        load_engines(library.flavour.name, bundle, TensorrtBackend, limits=limits, folder=folder).close()
+    return read_record(folder)
 
 
 def _progress(stack: ExitStack) -> OnProgress:

@@ -22,17 +22,23 @@ GREEDY = Sampling()
 
 
 def open(  # noqa: A001 - the public name, as `gzip.open`
-    path: str | Path, backend: str = "ort:cpu", threads: int | None = None, on_bytes: OnBytes | None = None
+    path: str | Path,
+    backend: str = "ort:cpu",
+    threads: int | None = None,
+    on_bytes: OnBytes | None = None,
+    engines: str | Path | None = None,
 ) -> Model:
     """Open the bundle in the folder `path` on `backend`.
 
     The first time, and whenever a file changed, all files are hashed; `on_bytes` is called with the
     bytes hashed since its last call. `threads` are those of the engine (None: its own choice).
+    TensorRT runs the engines in the folder `engines`, which the caller trusts (None: those of the user's
+    cache, or built here and now).
     Raises `BundleError`, or `BackendError` for an engine or provider that is not there.
     """
     bundle = Bundle.open(path)
     bundle.ensure_hashed(on_bytes)
-    return Model(bundle, backends.load(backend, bundle, threads))
+    return Model(bundle, backends.load(backend, bundle, threads, engines))
 
 
 class Model:

@@ -24,7 +24,6 @@ from tests.engines.bindings import LIBRARY
 from tests.quick_trace import quick_tracing
 
 SMALL = 512  # bytes of a constant that stays in the engine
-LIMITS = Limits(batch=1, context=64, chunk=32)
 # widths that groups of 32 fill, so that every matrix has its bits
 WIDE = {"v_head_dim": 16, "q_lora_rank": 64, "intermediate_size": 96}
 MODELS = {
@@ -48,10 +47,10 @@ def bundle(request, weights, tmp_path_factory) -> Bundle:
         return Bundle.open(export(source, folder / "bundle", **options))
 
 
-def kernels(bundle: Bundle, phase: Phase, folder: Path, monkeypatch) -> Counter[str]:
+def kernels(bundle: Bundle, phase: Phase, folder: Path, monkeypatch, batch: int = 4) -> Counter[str]:
     """Build for SM86 and count the kernels of a phase's engine by name."""
     monkeypatch.setattr(network, "SMALL", SMALL)
-    built = build(bundle, LIBRARY, ("sm86",), LIMITS, folder)
+    built = build(bundle, LIBRARY, ("sm86",), Limits(batch, context=64, chunk=32), folder)
     engine = (folder / built.engine(phase).file).read_bytes()
     found = re.findall(rb"(?:runtime_fusion|function)=\{ name=__myl_(\w+)", engine)
     return Counter(name.decode() for name in found)
@@ -62,10 +61,24 @@ def test_a_step_multiplies_with_codes_in_one_kernel(bundle, weights, tmp_path, m
     read = [node.inputs[0] for node in graph if node.op_type == "DequantizeLinear"]
     codes = Counter(value.dtype.name for value in read if value.name.endswith(".weight.codes"))
     found = kernels(bundle, "step", tmp_path, monkeypatch)
-    assert found["CastMulCastFc"] == codes["INT8"] > 0
-    assert found["ReplCastMulCastFc"] == codes["INT4"]
+    phases = 2 if (tmp_path / "step-prompt.engine").exists() else 1
+    assert found["CastMulCastFc"] == phases * codes["INT8"] > 0
+    assert found["ReplCastMulCastFc"] == phases * codes["INT4"]
     assert (codes["INT4"] > 0) == (weights == "int4")
     assert found["Resh"] == 0  # a copy of codes in another shape
+    assert not dequantised_alone(found)
+
+
+def test_a_step_of_one_sequence_sums_over_codes(bundle, tmp_path, monkeypatch):
+    found = kernels(bundle, "step", tmp_path, monkeypatch, batch=1)
+    if (tmp_path / "step.engine").exists():  # else a prompt's kernels are among them
+        assert not dequantised_alone(found)
+    assert any(re.search("CastMulCast.*MulSum", name) for name in found)
+
+
+def dequantised_alone(found: Counter[str]) -> list[str]:
+    """Kernels that write weights out in floats."""
+    return [name for name in found if name in ("CastMulCast", "ReplCastMulCast")]
 
 
 def test_a_prompt_builds(bundle, tmp_path, monkeypatch):

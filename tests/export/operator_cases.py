@@ -102,6 +102,19 @@ def dequantize() -> Case:
     return [codes, scales], {"bits": 4, "group": 4, "inputs": 7, "table": 0, "fine": 0}, [want]
 
 
+def dequantize_channels() -> Case:
+    codes, scales = RNG.integers(-128, 128, (H, 7, D), dtype=np.int8), normal(H, 1, D)
+    return [codes, scales], {"rows": 0, "table": 0}, [codes * scales]
+
+
+def dequantize_groups() -> Case:
+    """Bytes of a stack: the code of input k + 4 high, that of input k less its offset low."""
+    codes, scales = RNG.integers(-8, 8, (H, 8, D)), normal(H, 2, D)
+    packed = (16 * codes[:, 4:] + codes[:, :4] + 8).astype(np.int8)
+    want = np.stack([codes[:, i] * scales[:, i // 4] for i in range(8)], 1)
+    return [packed, scales], {"group": 4, "table": 0}, [want]
+
+
 def split() -> Case:
     x = normal(B, S, C)
     return [x], {"sizes": [3, 5]}, [x[..., :3], x[..., 3:]]
@@ -259,6 +272,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "RMSNorm": rms_norm,
     "Linear": linear,
     "Dequantize": dequantize,
+    "DequantizeChannels": dequantize_channels,
+    "DequantizeGroups": dequantize_groups,
     "Split": split,
     "SplitHeads": split_heads,
     "MergeHeads": merge_heads,

@@ -246,3 +246,13 @@ def test_rows_of_groups_as_codes_are_code_times_scale(code):
     (want,) = compute("GroupedAttention", floats, **attributes)
     (got,) = compute("GroupedAttention", [*inputs, *scales], **attributes)
     np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_a_head_and_an_embedding_in_codes_are_tables():
+    codes, scales = np.random.default_rng(6).integers(-8, 8, (8, 6)).astype(np.int8), normal(2, 6)
+    (head,) = compute("DequantizeGroups", [codes, scales], group=4, table=1)
+    np.testing.assert_array_equal(head, (codes * np.repeat(scales, 4, 0)).T)
+    (head,) = compute("DequantizeChannels", [codes, scales[0]], rows=0, table=1)
+    np.testing.assert_array_equal(head, (codes * scales[0]).T)
+    (rows,) = compute("DequantizeChannels", [codes.T, scales[0]], rows=1, table=1)
+    np.testing.assert_array_equal(rows, head)

@@ -18,9 +18,9 @@ class RawGraph:
         self.bundle = Bundle.open(bundle)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        CodedWeights.of(self.bundle).apply(options)
+        more = CodedWeights.of(self.bundle).apply(options)
         file = bundle / self.bundle.manifest.graphs[phase].file
-        self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"], **more)
 
     def empty(self, batch: int, rows: int = 1) -> dict[str, np.ndarray]:
         """A cache of `rows` zero rows, none of which counts unless `past_lengths` says so."""

@@ -35,15 +35,16 @@ def test_the_model_of_the_stored_weights(witness, bundle, family, absorb, forms)
 @pytest.mark.parametrize(
     ("family", "absorb", "forms", "limit"),
     [
-        ("deepseek_v2", "merged", INT8, 1e-3),
+        ("deepseek_v2", "merged", INT8, 5e-3),
         ("minicpm3", "merged", INT4, 2e-1),
         ("deepseek_v3", "factored", INT4 | {"head": "int4"}, 2e-1),
         ("youtu", "factored", INT4 | {"cache": "int8", "cache_rope": "int8"}, 2e-1),
-        ("glm4_moe_lite", "factored", INT8 | {"cache": "int8"}, 1e-3),
+        ("glm4_moe_lite", "factored", INT8 | {"cache": "int8"}, 5e-3),
     ],
 )
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_other_forms_are_near_the_checkpoint(witness, bundle, family, absorb, forms, limit, dtype):
+    """By the median row: gates of random weights often fall the other way."""
     w = witness(family)
     ids = token_ids(w.geometry.vocab_size, MANY)
     path = bundle(family, absorb, dtype, forms=forms)
@@ -90,5 +91,6 @@ def test_weights_stay_exact_where_memory_is_short(witness, bundle, monkeypatch, 
     monkeypatch.setattr(ort_codes, "memory_limit", lambda: 1 << 20)
     with mla_runtime.open(path) as model, model.session() as session:
         codes = model.backend._codes
-        assert (codes.there, codes.written_out, codes.must_be_packed) == (True, False, True)
+        four = forms is INT4
+        assert (codes.bits, codes.written_out, codes.must_be_packed) == (4 if four else 8, False, four)
         assert nmse(session.prefill([ids])[0], want[-1]) < 1e-9

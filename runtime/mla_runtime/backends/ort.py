@@ -126,14 +126,14 @@ class OrtBackend:
         options.log_severity_level = 3
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        self._codes.apply(options)
+        more = self._codes.apply(options)
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         path = self._bundle.paths[self._bundle.graph(phase).file]
         self._bundle.check_unchanged()
         before = huge_pages.anonymous()
         try:
-            graph = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
+            graph = onnxruntime.InferenceSession(path, options, providers=[PROVIDER], **more)
         except Exception as cause:  # onnxruntime's errors share no base class of their own
             raise BackendError(f"backend {self.name}: {path} does not load: {cause}") from cause
         self._bundle.check_unchanged()

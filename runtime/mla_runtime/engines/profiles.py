@@ -19,12 +19,15 @@ def bounds(phase: Phase, limits: Limits) -> dict[str, Bounds]:
     """Give the least, the usual and the largest of B, S, T and N.
 
     A step has one token a sequence, so that nothing but T varies at a given batch; a prompt has any number
-    up to the chunk.
+    up to the chunk. Told that S is 1, TensorRT-RTX 1.7 makes sums of the products of one sequence, joined
+    with the norms before and the weights' dequantisation; with several sequences it dequantises W_O by itself
+    then, and does not where S might be 2.
     """
     batch = (1, 1, limits.batch)
+    step = (1, 1, 1 if limits.batch == 1 else 2)
     return {
         "B": batch,
-        "S": (1, 1, 1) if phase == "step" else (1, limits.chunk, limits.chunk),
+        "S": step if phase == "step" else (1, limits.chunk, limits.chunk),
         "T": (1, min(_USUAL_CONTEXT, limits.context), limits.context),
         "N": batch,
     }
