@@ -15,8 +15,8 @@ def load(name: str, bundle: Bundle, threads: int | None, engines: str | Path | N
     """Load `bundle` on the backend `name` with `threads` computing threads (None: the engine's choice).
 
     A GPU has no use for `threads`. `engines` is the folder of engines to run (None: those of the cache, or
-    built now). Raises `BackendError` for a name that is not known and an engine that is
-    not there, and what building and loading engines raises.
+    built now). Raises `BackendError` for a name that is not known and an engine that is not there, and what
+    building and loading engines raises.
     """
     if name not in NAMES:
         raise BackendError(f"no backend {name!r}; known are {', '.join(NAMES)}")
