@@ -17,6 +17,7 @@ from mla_runtime.engines.onnx_nodes import read
 from mla_runtime.engines.profiles import add_profile
 from mla_runtime.engines.progress import OnProgress, monitor
 from mla_runtime.engines.record import Built, EngineFile, Limits, Outside
+from mla_runtime.engines.timing import kept_timings
 from mla_runtime.errors import EngineError
 from mla_runtime.manifest import PHASES, Phase
 
@@ -89,7 +90,7 @@ class _Job:
         listener = None if self.on_progress is None else monitor(trt, self.on_progress)
         if listener is not None:
             config.progress_monitor = listener
-        with log.errors(trt) as errors:
+        with log.errors(trt) as errors, kept_timings(self.library, config):
             plan = builder.build_serialized_network(parsed.network, config)
         if listener is not None and listener.raised is not None:
             raise listener.raised
