@@ -156,7 +156,7 @@ def test_engines_of_the_other_flavour_are_for_one_gpu(
 
 
 @pytest.mark.parametrize(
-    ("of", "hint"), [(library(), "name the cards to compile for: sm75"), (JETSON, "this")]
+    ("of", "hint"), [(library(), "name cards to compile for: --for sm75"), (JETSON, "so build there")]
 )
 def test_without_a_gpu_there_is_no_this(opened: Bundle, builds: Builds, here: Any, of: Any, hint: str):
     with pytest.raises(EngineError, match="no NVIDIA GPU is to be seen here") as refused:

@@ -48,12 +48,12 @@ class Wanted:
         if checked == (THIS,):
             gpu = gpu or gpu_at_hand()
             if gpu is None:
-                others = (
-                    f"; name the cards to compile for: {', '.join(flavour.cards)}" if flavour.cards else ""
+                instead = (
+                    f"name cards to compile for: --for {','.join(flavour.cards)}"
+                    if flavour.cards
+                    else "it compiles on the card alone, so build there"
                 )
-                raise EngineError(
-                    f"{flavour.name}: no NVIDIA GPU is to be seen here, so there is no {THIS}{others}"
-                )
+                raise EngineError(f"{flavour.name}: no NVIDIA GPU is to be seen here; {instead}")
             checked = (gpu.card,)
             if flavour.cards:  # kernels of a capability are kernels of all its cards
                 compiled = checked if gpu.card in flavour.cards else (THIS,)
