@@ -18,13 +18,14 @@ define check_python
 "$(PYTHON) is Python %d.%d; 3.11 or later is needed here: make PYTHON=python3.11 ..." % v[:2])'
 endef
 
-.PHONY: help demo test lint type format wheel bench-peers clean
+.PHONY: help demo test lint type format wheel builds bench-peers clean
 
 help:
 	@echo "make demo      export the sample model, prove the export, decode with it"
 	@echo "make test      the whole test suite"
 	@echo "make lint      ruff, check only      make format   let ruff rewrite"
 	@echo "make type      mypy, strict          make wheel    build the wheel into dist/"
+	@echo "make builds    TensorRT-RTX engines of every published shape in every precision; needs no GPU"
 	@echo "make bench-peers  speed beside llama.cpp, mobius-onnx and transformers; 30 GB of disk"
 	@echo "make clean     remove .venv, caches and outputs"
 
@@ -61,6 +62,10 @@ format: $(VENV)/.dev
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
+
+builds: $(VENV)/.dev
+	@mkdir -p out
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/engine_builds.py --out out/engine-builds.json
 
 $(PEERS)/.installed: benchmarks/peers/requirements.txt pyproject.toml
 	$(check_python)
