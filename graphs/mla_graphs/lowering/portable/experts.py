@@ -38,8 +38,8 @@ def tiled(b: Builder, call: Call) -> Values:
     Assignments are laid out by expert, each expert padded to whole tiles; a loop takes a tile through
     its expert. Shapes inside the loop are static and nothing is scattered into a carried tensor, which
     is what both ONNX Runtime and TensorRT do well. It runs over as many tiles as there can be at most, those
-    that stay empty included: their number follows from shapes alone. TensorRT-RTX 1.7 refuses a number of
-    trips that follows from the choice of 64 experts, and no device has to wait for it.
+    that stay empty included: their number follows from shapes alone. Of one that follows from the choice
+    of experts TensorRT-RTX 1.7 builds neither 64 experts nor more than two layers, and a device has to wait.
     """
     x, ids, weights, counts, *_ = call.inputs
     dtype = call.dtype()
