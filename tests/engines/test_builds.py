@@ -130,7 +130,7 @@ def test_engines_are_smaller_by_the_weights_outside(tmp_path, monkeypatch):
 
 
 def test_as_many_experts_as_published_models_have(tmp_path):
-    """A number of trips that follows from the choice of experts built with eight of them, in two layers."""
+    """A number of trips that follows from the choice of experts built with eight of them, in one layer."""
     changes = {"n_routed_experts": 384, "moe_intermediate_size": 8, "num_hidden_layers": 4}
     bundle = make(tmp_path, "deepseek_v2", changes=changes)
     built = build(bundle, LIBRARY, ("sm89",), LIMITS, tmp_path)

@@ -39,7 +39,7 @@ def tiled(b: Builder, call: Call) -> Values:
     its expert. Shapes inside the loop are static and nothing is scattered into a carried tensor, which
     is what both ONNX Runtime and TensorRT do well. It runs over as many tiles as there can be at most, those
     that stay empty included: their number follows from shapes alone. Of one that follows from the choice
-    of experts TensorRT-RTX 1.7 builds neither 64 experts nor more than two layers, and a device has to wait.
+    of experts TensorRT-RTX 1.7 builds one layer and not three, and a device would have to wait for it.
     """
     x, ids, weights, counts, *_ = call.inputs
     dtype = call.dtype()
