@@ -20,7 +20,7 @@ NAME = "tensorrt"
 def put_in(monkeypatch: pytest.MonkeyPatch, off: float = 0.0, error: Exception | None = None) -> None:
     """Let `tensorrt` be a backend whose logits are `off` times their size off, or that raises `error`."""
 
-    def load(name: str, bundle: Bundle, threads: int | None) -> Backend:
+    def load(name: str, bundle: Bundle, threads: int | None, engines: str | None = None) -> Backend:
         made: Any = OrtBackend(bundle, threads)
         if name != NAME:
             return made
