@@ -71,7 +71,8 @@ def narrow(model: str) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((CONFIGS / f"{model}.json").read_text())
     experts = NARROW_EXPERTS if config.get("n_routed_experts") else {}
     layers = {"mlp_layer_types": ["dense", "sparse"]} if config.get("mlp_layer_types") else {}
-    return {**config, **NARROW, **experts, **layers}
+    values = {"v_head_dim": config["hidden_size"] // config["num_attention_heads"]}  # where it is not given
+    return {**values, **config, **NARROW, **experts, **layers}
 
 
 def build_one(
