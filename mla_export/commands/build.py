@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from mla_export import progress
 from mla_export.commands.engine_versions import lines
@@ -26,7 +28,7 @@ from mla_runtime.errors import BackendError, EngineError, InputError
 from mla_runtime.session import context_limit
 from mla_runtime.wording import counted
 
-JETPACK = "jetpack"  # begins the names of what can be built on a Jetson alone
+JETPACK = re.compile(r"jetpack\d+(\.\d+)?")  # what can be built on a Jetson alone
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,25 +36,46 @@ def run(args: argparse.Namespace) -> int:
     bundle = Bundle.open(args.bundle)
     with progress.task("hashing the bundle", bundle.nbytes, "bytes") as advance:
         bundle.ensure_hashed(advance)
-    if args.cards[0].startswith(JETPACK):
-        return _check(bundle, args.cards, as_json=args.json)
-    library = _library(args.backend, args.cards)
+    cards = _cards(args.cards)
+    if JETPACK.fullmatch(cards[0]):
+        if args.out or args.backend or args.rebuild:
+            raise InputError(f"--for {cards[0]} builds nothing: leave --out, --backend and --rebuild out")
+        return _check(bundle, cards[0], as_json=args.json)
+    library = _library(args.backend, cards)
     limits = _limits(bundle, args)
-    built, folder = _engines(bundle, library, limits, args)
-    if args.cards == [THIS]:
+    built, folder, fresh = _engines(bundle, library, cards, limits, args)
+    if cards == [THIS]:
         built = _proved(bundle, library, limits, folder)
     if args.json:
         print_json({"bundle": str(args.bundle), "folder": str(folder), **built.json()})
     else:
-        _show(bundle, built, folder)
+        _show(bundle, built, folder, fresh=fresh)
     return 0
 
 
-def _check(bundle: Bundle, cards: list[str], *, as_json: bool) -> int:
+def _cards(named: list[str]) -> list[str]:
+    """Check the names that `--for` was given."""
+    cards = [card.lower() for card in named]
+    known = (THIS, *RTX.cards)
+    for card in cards:
+        if JETPACK.fullmatch(card):
+            if len(cards) > 1:
+                raise InputError(f"--for {','.join(named)}: a JetPack goes with nothing else; give it alone")
+        elif card not in known:
+            instead = "; a Jetson builds for itself: jetpack6 says whether it will" if card == "sm87" else ""
+            msg = (
+                f"--for {','.join(named)}: {card!r} is none of {', '.join(known)}, or a JetPack like jetpack6"
+            )
+            raise InputError(msg + instead)
+    return cards
+
+
+def _check(bundle: Bundle, jetpack: str, *, as_json: bool) -> int:
     """Say whether a version that is not here will build the bundle; 1 where it will not."""
-    if len(cards) > 1:
-        raise InputError(f"--for {','.join(cards)}: a JetPack goes with nothing else; give it alone")
-    found = report(bundle, cards[0])
+    found = report(bundle, jetpack)
+    if not as_json and (target := bundle.manifest.target) != "portable":
+        console().print(f"its graphs are for {target}; TensorRT builds those of --target portable alone")
+        return 1
     if as_json:
         print_json({"bundle": str(bundle.path), **found.as_json()})
     else:
@@ -65,8 +88,6 @@ def _check(bundle: Bundle, cards: list[str], *, as_json: bool) -> int:
 def _library(backend: str | None, cards: list[str]) -> Library:
     """Load the flavour asked for, or the one that is installed: named cards are the RTX flavour's."""
     if backend is not None:
-        if backend not in FLAVOURS:
-            raise InputError(f"--backend {backend}: engines are built for {' or '.join(FLAVOURS)}")
         return FLAVOURS[backend].load()
     if cards != [THIS]:
         return RTX.load()
@@ -90,17 +111,27 @@ def _limits(bundle: Bundle, args: argparse.Namespace) -> Limits:
 
 
 def _engines(
-    bundle: Bundle, library: Library, limits: Limits, args: argparse.Namespace
-) -> tuple[Built, Path]:
+    bundle: Bundle, library: Library, cards: list[str], limits: Limits, args: argparse.Namespace
+) -> tuple[Built, Path, bool]:
+    """Find engines or build them; give also where they are, and whether they are new."""
+    compiled = []
+
+    def noted(*what: Any) -> Built:
+        compiled.append(build(*what))
+        return compiled[-1]
+
     with ExitStack() as stack:
-        on_progress = _progress(stack)
+        progress_of = _progress(stack)
         if args.out is None:
-            return ensure(bundle, library, args.cards, limits, rebuild=args.rebuild, on_progress=on_progress)
+            built, folder = ensure(
+                bundle, library, cards, limits, rebuild=args.rebuild, on_progress=progress_of, build=noted
+            )
+            return built, folder, bool(compiled)
         folder = Path(args.out)
         check_free(folder, replaced=args.rebuild)
-        wanted = Wanted.of(bundle, library, args.cards, limits)
+        wanted = Wanted.of(bundle, library, cards, limits)
         try:
-            return published(bundle, library, wanted, folder, build, on_progress), folder
+            return published(bundle, library, wanted, folder, build, progress_of), folder, True
         except OSError as cause:
             raise EngineError(f"{folder}: engines cannot be written there ({cause})") from cause
 
@@ -121,19 +152,20 @@ def _progress(stack: ExitStack) -> OnProgress:
         nonlocal done, advance
         if at == 0 or advance is None:
             stack.close()
-            advance, done = stack.enter_context(progress.task(f"TensorRT: {label.lower()}", of)), 0
+            advance, done = stack.enter_context(progress.task(f"compiling the {label}", of)), 0
         advance(at - done)
         done = at
 
     return told
 
 
-def _show(bundle: Bundle, built: Built, folder: Path) -> None:
+def _show(bundle: Bundle, built: Built, folder: Path, *, fresh: bool) -> None:
     cards = ", ".join(built.cards)
     total = sum(engine.size for engine in built.engines)
     console().print(
         f"{bundle.path} on {built.flavour} {built.version} for {cards}: "
-        f"{counted(len(built.engines), 'engine')}, {size(total)}, built in {built.seconds:.1f} s\n",
+        f"{counted(len(built.engines), 'engine')}, {size(total)}, "
+        f"{'' if fresh else 'there already, '}built in {built.seconds:.1f} s\n",
         soft_wrap=True,
     )
     rows = [
@@ -141,7 +173,9 @@ def _show(bundle: Bundle, built: Built, folder: Path) -> None:
         for engine in built.engines
         for phase in engine.profiles
     ]
-    console().print(table("", ["engine", "serves", "B", "S", "T", "size"], rows, numbers=False))
+    console().print(
+        table("Shapes that they take", ["engine", "serves", "B", "S", "T", "size"], rows, numbers=False)
+    )
     outside = sum(weight.nbytes for weight in built.outside)
     if outside:
         held = "once for both engines" if len(built.engines) > 1 else "beside the engine"

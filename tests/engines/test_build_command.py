@@ -63,6 +63,8 @@ def test_engines_are_built_once_into_the_cache(bundle, cache, capsys):
     assert first["canary"] == "not run"
     assert mla_export("build", bundle, *FOR, "--json") == 0
     assert json.loads(capsys.readouterr().out) == first
+    assert mla_export("build", bundle, "--for", "SM89", "--quiet") == 0
+    assert "there already, built in" in capsys.readouterr().out
     assert mla_export("build", bundle, *FOR, "--json", "--rebuild") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["folder"] == first["folder"]
@@ -103,6 +105,7 @@ def test_engines_are_not_put_where_they_do_not_belong(bundle, tmp_path, capsys):
     assert "lies in the bundle" in said
     other = tmp_path / "mine"
     other.mkdir()
+    (other / "notes.txt").write_text("mine")
     code, said = failed(capsys, "build", bundle, *FOR, "--out", str(other), "--rebuild")
     assert (code, said) == (3, f"{other}: is there, and no engines of this toolkit; name another folder")
     code, said = failed(capsys, "build", bundle, *FOR, "--out", str(tmp_path / "no" / "folder"))
@@ -113,13 +116,13 @@ def test_engines_are_not_put_where_they_do_not_belong(bundle, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (
-            ["--for", "sm90"],
-            3,
-            "tensorrt-rtx does not compile for 'sm90' ahead of time; it does for sm75, sm80",
-        ),
+        (["--for", "sm90"], 2, "'sm90' is none of this, sm80, sm86, sm89, sm120, sm121, or a JetPack"),
+        (["--for", "sm87"], 2, "a Jetson builds for itself: jetpack6 says whether it will"),
+        (["--for", ""], 2, "'' is none of this"),
         (["--for", "this,sm86"], 3, "this goes with no other card"),
-        (["--for", "jetpack6,sm86"], 2, "a JetPack goes with nothing else"),
+        (["--for", "sm86,jetpack6"], 2, "a JetPack goes with nothing else"),
+        (["--for", "jetpack6", "--out", "x"], 2, "--for jetpack6 builds nothing: leave --out"),
+        (["--for", "sm86", "--backend", "tensorrt"], 3, "tensorrt"),
         (["--for", "sm86", "--chunk", "64"], 3, "the bundle's prompt graph is for at most 32 tokens at once"),
         (["--for", "sm86", "--max-context", "65"], 3, "max_context 65 passes the bundle's 64"),
     ],
@@ -135,7 +138,7 @@ def test_the_card_at_hand_has_to_be_there(bundle, monkeypatch, capsys):
     code, said = failed(capsys, "build", bundle, "--backend", "tensorrt-rtx")
     assert code == 3
     assert "no NVIDIA GPU is to be seen here" in said
-    assert "--for sm75,sm80,sm86" in said
+    assert "--for sm80,sm86,sm89" in said
 
 
 def test_a_jetpack_is_asked_of_the_table(bundle, folder, checkpoint, capsys):
@@ -147,5 +150,4 @@ def test_a_jetpack_is_asked_of_the_table(bundle, folder, checkpoint, capsys):
         other = export(checkpoint, folder / "cpu", target="ort-cpu", weights="int4", max_context=64)
     assert mla_export("build", str(other), "--for", "jetpack6") == 1
     shown = capsys.readouterr().out
-    assert "does not take these graphs" in shown
-    assert "Nothing was built" not in shown
+    assert shown == "its graphs are for ort-cpu; TensorRT builds those of --target portable alone\n"

@@ -6,6 +6,7 @@ Building is parsing and compiling ahead of time; nothing is run here.
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,21 @@ def test_progress_is_told_and_ctrl_c_ends_a_build(small, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         build(small, LIBRARY, ("sm86",), LIMITS, tmp_path, interrupt)
+
+
+def test_ctrl_c_in_the_middle_of_compiling_ends_a_build(small, tmp_path, capsys):
+    """Raised inside of TensorRT it was dropped, and the build went on."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def pressed(label: str, done: int, total: int) -> None:
+        if done == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(small, LIBRARY, ("sm86",), LIMITS, tmp_path, pressed)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "press Ctrl-C again to end at once" in capsys.readouterr().err
+    assert not list(tmp_path.glob("prompt*"))
 
 
 def test_a_node_that_tensorrt_refuses_is_named(small, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 from mla_runtime.bundle import Bundle
 from mla_runtime.engines import log
 from mla_runtime.engines.flavour import Library
+from mla_runtime.engines.interrupts import held_back
 from mla_runtime.engines.network import Network, parse
 from mla_runtime.engines.onnx_nodes import read
 from mla_runtime.engines.profiles import add_profile
@@ -87,24 +88,36 @@ class _Job:
             self.library.allow_recording(config)
         for phase in phases:
             add_profile(builder, config, self.bundle, phase, self.limits)
-        listener = None if self.on_progress is None else monitor(trt, self.on_progress)
-        if listener is not None:
-            config.progress_monitor = listener
-        with log.errors(trt) as errors, kept_timings(self.library, config):
+        with log.errors(trt) as errors, kept_timings(self.library, config), held_back() as interrupts:
+            config.progress_monitor = listener = monitor(trt, self._told(phases), interrupts)
             plan = builder.build_serialized_network(parsed.network, config)
-        if listener is not None and listener.raised is not None:
+        if listener.raised is not None:
             raise listener.raised
         if plan is None:
             said = errors[-1] if errors else "nothing more"
             msg = (
                 f"{self.bundle.path}: {self.library.flavour.name} {self.library.version} built no engine of "
             )
-            raise EngineError(f"{msg}the {' and '.join(phases)} graph for {', '.join(self.cards)}: {said}")
+            instead = "; take a smaller batch, context or chunk" if "OutOfMemory" in said else ""
+            raise EngineError(
+                f"{msg}the {' and '.join(phases)} graph for {', '.join(self.cards)}: {said}{instead}"
+            )
         data = memoryview(plan)
         file = f"{'-'.join(phases)}.engine"
         (self.folder / file).write_bytes(data)
         profiles = {phase: place for place, phase in enumerate(phases)}
         return EngineFile(file, data.nbytes, hashlib.sha256(data).hexdigest(), profiles)
+
+    def _told(self, phases: Sequence[Phase]) -> OnProgress:
+        """Give what is told of a build: which engine it is at."""
+        name = f"{' and '.join(phases)} engine"
+
+        def told(label: str, done: int, total: int) -> None:
+            del label  # TensorRT's name of a build
+            if self.on_progress is not None:
+                self.on_progress(name, done, total)
+
+        return told
 
     def _config(self, builder: Any) -> Any:
         config = builder.create_builder_config()

@@ -64,7 +64,8 @@ RTX = Flavour(
     module="tensorrt_rtx",
     install="install it with: pip install 'mla-export[rtx]' (x86-64 Linux and Windows)",
     oldest=(1, 0),
-    cards=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+    # not sm75: TensorRT-RTX 1.7 has no float32 product there, and routers are float32
+    cards=("sm80", "sm86", "sm89", "sm120", "sm121"),
 )
 TENSORRT = Flavour(
     name="tensorrt",

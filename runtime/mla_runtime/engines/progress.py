@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mla_runtime.engines.interrupts import Interrupts
+
 # What is being done, and how many of how many steps of it are.
 OnProgress = Callable[[str, int, int], None]
 
 
-def monitor(trt: Any, on_progress: OnProgress) -> Any:
-    """Make a monitor that tells the outermost phases of a build.
+def monitor(trt: Any, on_progress: OnProgress, interrupts: Interrupts) -> Any:
+    """Make a monitor that tells the outermost phases of a build, and ends it after Ctrl-C.
 
-    What `on_progress` raises, Ctrl-C among it, must not pass through TensorRT: it ends the build, and is kept
-    in the monitor's `raised`.
+    What `on_progress` raises must not pass through TensorRT: it ends the build, and is kept in the monitor's
+    `raised`.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc] # the bindings have no types
@@ -29,7 +31,7 @@ def monitor(trt: Any, on_progress: OnProgress) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._tell(phase_name, step + 1)
-            return self.raised is None
+            return self.raised is None and not interrupts.pressed
 
         def phase_finish(self, phase_name: str) -> None:
             self._tell(phase_name, self._phases.get(phase_name, 0))

@@ -68,7 +68,7 @@ def check_free(folder: Path, *, replaced: bool) -> None:
         )
     if not folder.parent.is_dir():
         raise EngineError(f"{folder}: its folder {folder.parent} does not exist; make it first")
-    if not folder.exists():
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / RECORD).is_file():
         raise EngineError(f"{folder}: is there, and no engines of this toolkit; name another folder")

@@ -72,7 +72,8 @@ def ensure(
     """
     wanted = Wanted.of(bundle, library, cards, limits)
     reasons: list[str] = []
-    if not rebuild and (found := _find(wanted, reasons)):
+    damaged: list[str] = []
+    if not rebuild and (found := _find(wanted, reasons, damaged)):
         return found
     if build is None:
         why = f" ({'; '.join(reasons[:_REASONS])})" if reasons else ""
@@ -80,13 +81,13 @@ def ensure(
             f"{bundle.path}: no engines for {wanted.flavour} {wanted.version} and {', '.join(wanted.cards)} "
             f"are in the cache{why}; build them: mla-export build {bundle.path}"
         )
-    for reason in reasons[:_REASONS]:
-        say(f"{reason}; building engines")
+    for reason in damaged[:_REASONS]:
+        say(f"{reason.partition('; ')[0]}; building others")  # what follows is advice for who may not build
     try:
         locks = engines_folder() / "locks"
         locks.mkdir(mode=0o700, parents=True, exist_ok=True)
         with held(locks / f"{wanted.bundle[:32]}-{wanted.name}", wait, say):
-            if not rebuild and (found := _find(wanted, [])):  # built by who had the lock before
+            if not rebuild and (found := _find(wanted, [], [])):  # built by who had the lock before
                 return found
             return _built(bundle, library, wanted, build, on_progress)
     except OSError as cause:
@@ -127,17 +128,23 @@ def is_ours(folder: Path) -> bool:
     return engines_folder().resolve() in folder.resolve().parents
 
 
-def _find(wanted: Wanted, reasons: list[str]) -> tuple[Built, Path] | None:
-    """Give sound engines that serve, those used last first; say of the others why they do not."""
+def _find(wanted: Wanted, reasons: list[str], damaged: list[str]) -> tuple[Built, Path] | None:
+    """Give sound engines that serve, those used last first; say of the others why they do not.
+
+    `damaged` are those reasons that are more than other cards or shapes.
+    """
     for folder in sorted(_folders(_home(wanted)), key=_used, reverse=True):
         try:
             built = read_record(folder)
             if why := wanted.misfit(built):
                 reasons.append(f"the engines in {folder} {why}")
+                if not wanted.differs_in_size(built):
+                    damaged.append(reasons[-1])
                 continue
             check_files(built, folder)
         except EngineError as cause:
             reasons.append(str(cause))
+            damaged.append(reasons[-1])
             continue
         with contextlib.suppress(
             OSError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mla_runtime.bundle import Bundle
 from mla_runtime.engines.flavour import THIS, Library
@@ -86,6 +86,10 @@ class Wanted:
         if not built.limits.cover(self.limits):
             return f"take {_words(built.limits)}, and {_words(self.limits)} are asked for"
         return None
+
+    def differs_in_size(self, built: Built) -> bool:
+        """Whether engines fit but for the cards and the shapes that they are for."""
+        return self.misfit(replace(built, cards=self.cards, limits=self.limits)) is None
 
 
 def _words(limits: Limits) -> str:
