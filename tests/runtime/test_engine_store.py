@@ -200,6 +200,18 @@ def test_a_flipped_bit_is_found_wherever_it_is(opened: Bundle, name: str, place:
     store.ensure(opened, library(), CARDS, LIMITS, build=None)
 
 
+def test_damaged_engines_go_when_others_are_built(opened: Bundle, builds: Builds, said: list[str]):
+    _, many = store.ensure(opened, library(), CARDS, LIMITS, build=builds)
+    damage(many, "step.engine", 7)
+    _, one = store.ensure(opened, library(), CARDS[:1], LIMITS, build=builds, say=said.append)
+    assert len(said) == 1
+    assert not many.exists()
+    (one / "engine.json").write_text('{"format": 2}')
+    _, other = store.ensure(opened, library(), CARDS, LIMITS, build=builds, say=said.append)
+    assert one.exists(), "a newer version may have written it"
+    assert other != one
+
+
 def cut(where: Path) -> None:
     first(where).write_bytes(first(where).read_bytes()[:-1])
 

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mla_runtime.bundle import MANIFEST, Bundle
@@ -71,25 +72,28 @@ def ensure(
     is told why engines that are there were not taken. Raises `EngineError`.
     """
     wanted = Wanted.of(bundle, library, cards, limits)
-    reasons: list[str] = []
-    damaged: list[str] = []
-    if not rebuild and (found := _find(wanted, reasons, damaged)):
+    missed = _Missed()
+    if not rebuild and (found := _find(wanted, missed)):
         return found
     if build is None:
-        why = f" ({'; '.join(reasons[:_REASONS])})" if reasons else ""
+        why = f" ({'; '.join(missed.reasons[:_REASONS])})" if missed.reasons else ""
         raise EngineError(
             f"{bundle.path}: no engines for {wanted.flavour} {wanted.version} and {', '.join(wanted.cards)} "
             f"are in the cache{why}; build them: mla-export build {bundle.path}"
         )
-    for reason in damaged[:_REASONS]:
+    for reason in missed.told[:_REASONS]:
         say(f"{reason.partition('; ')[0]}; building others")  # what follows is advice for who may not build
     try:
         locks = engines_folder() / "locks"
         locks.mkdir(mode=0o700, parents=True, exist_ok=True)
         with held(locks / f"{wanted.bundle[:32]}-{wanted.name}", wait, say):
-            if not rebuild and (found := _find(wanted, [], [])):  # built by who had the lock before
+            if not rebuild and (found := _find(wanted, _Missed())):  # built by who had the lock before
                 return found
-            return _built(bundle, library, wanted, build, on_progress)
+            made = _built(bundle, library, wanted, build, on_progress)
+            for folder in missed.damaged - {made[1]}:
+                with contextlib.suppress(OSError):  # removed by somebody else
+                    discard(folder)
+            return made
     except OSError as cause:
         raise EngineError(
             f"{engines_folder()}: engines cannot be kept there ({cause}); free space or make it writable, or "
@@ -128,27 +132,35 @@ def is_ours(folder: Path) -> bool:
     return engines_folder().resolve() in folder.resolve().parents
 
 
-def _find(wanted: Wanted, reasons: list[str], damaged: list[str]) -> tuple[Built, Path] | None:
-    """Give sound engines that serve, those used last first; say of the others why they do not.
+@dataclass(slots=True)
+class _Missed:
+    """Why engines that are there do not serve: of all, of those worth a word; and where files are damaged."""
 
-    `damaged` are those reasons that are more than other cards or shapes.
-    """
+    reasons: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    damaged: set[Path] = field(default_factory=set)
+
+
+def _find(wanted: Wanted, missed: _Missed) -> tuple[Built, Path] | None:
+    """Give sound engines that serve, those used last first, and note of the others why they do not."""
     for folder in sorted(_folders(_home(wanted)), key=_used, reverse=True):
+        built = None
         try:
             built = read_record(folder)
             if why := wanted.misfit(built):
-                reasons.append(f"the engines in {folder} {why}")
+                missed.reasons.append(f"the engines in {folder} {why}")
                 if not wanted.differs_in_size(built):
-                    damaged.append(reasons[-1])
+                    missed.told.append(missed.reasons[-1])
                 continue
             check_files(built, folder)
         except EngineError as cause:
-            reasons.append(str(cause))
-            damaged.append(reasons[-1])
+            missed.reasons.append(str(cause))
+            missed.told.append(str(cause))
+            if built is not None:  # a record that cannot be read may be a newer version's
+                missed.damaged.add(folder)
             continue
-        with contextlib.suppress(
-            OSError
-        ):  # a cache that cannot be written is one that nothing is removed from
+        # a cache that cannot be written is one that nothing is removed from
+        with contextlib.suppress(OSError):
             os.utime(folder / RECORD)
         return built, folder
     return None
