@@ -36,10 +36,11 @@ def test_a_missing_driver_is_one_sentence_that_says_what_can_be_done(
     monkeypatch.setattr(package, "driver", NoDriver())
     with pytest.raises(BackendError) as raised:
         mla_runtime.open(bundle, backend=name)
-    assert str(raised.value) == (
-        f"backend {name}: no CUDA driver is here; "
-        "build for a named card with: mla-export build BUNDLE --for sm89"
-    )
+    instead = {
+        "tensorrt-rtx": "build for a named card with: mla-export build BUNDLE --for sm89",
+        "tensorrt": "run it where there is an NVIDIA GPU",
+    }
+    assert str(raised.value) == f"backend {name}: no CUDA driver is here; {instead[name]}"
 
 
 @pytest.mark.parametrize("name", FLAVOURS)

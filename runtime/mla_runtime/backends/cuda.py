@@ -33,9 +33,9 @@ class Driver:
             msg = f"backend {needed_by}: cuda-bindings is not installed ({cause}); install it with: "
             raise BackendError(f"{msg}pip install 'mla-export[{extra}]'") from cause
         self.api = driver
-        instead = (
-            "" if needed_by == "tensorrt" else "; to build for a card elsewhere: mla-export build --for sm89"
-        )
+        instead = "; run it where there is an NVIDIA GPU"
+        if needed_by != "tensorrt":
+            instead = "; build for a named card with: mla-export build BUNDLE --for sm89"
         try:
             self.call("cuInit", 0)
         except RuntimeError as cause:  # what the bindings raise where there is no driver to load
