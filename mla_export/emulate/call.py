@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
+
+from mla_export.node_inputs import NodeInputs
 
 Rule: TypeAlias = "Callable[[Call], list[Tensor]]"
 
@@ -25,22 +27,8 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A node and its inputs (None: absent)."""
-
-    node: ir.Node
-    inputs: Sequence[Tensor | None]
-
-    def given(self, index: int) -> Tensor:
-        """Give an input; raises ValueError where it is absent."""
-        found = self.optional(index)
-        if found is None:
-            raise ValueError(f"{self.node.name}: input {index} of {self.node.op_type} is absent")
-        return found
-
-    def optional(self, index: int) -> Tensor | None:
-        """Give an input, or None."""
-        return self.inputs[index] if index < len(self.inputs) else None
+class Call(NodeInputs):
+    """A node to compute; what it does not say is what ONNX says."""
 
     def numbers(self, index: int) -> list[int]:
         """Give an input that is a list of whole numbers, or one of them."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from mla_export.node_inputs import NodeInputs
 from mla_export.rounding import Precision
 
 
@@ -59,11 +58,9 @@ class Arithmetic:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Call(NodeInputs):
     """One operator to compute: its node, its inputs (None: absent), and the arithmetic to do it in."""
 
-    node: ir.Node
-    inputs: Sequence[Tensor | None]
     arithmetic: Arithmetic
 
     def real(self, index: int) -> Tensor:
@@ -73,17 +70,6 @@ class Call:
     def wide(self, index: int) -> Tensor:
         """Give an input that is float32 in every graph."""
         return self.given(index).to(self.arithmetic.wide)
-
-    def given(self, index: int) -> Tensor:
-        """Give an input as it came; raises ValueError where it is absent."""
-        found = self.optional(index)
-        if found is None:
-            raise ValueError(f"{self.node.name}: input {index} of {self.node.op_type} is absent")
-        return found
-
-    def optional(self, index: int) -> Tensor | None:
-        """Give an input as it came, or None."""
-        return self.inputs[index] if index < len(self.inputs) else None
 
     def integer(self, name: str) -> int:
         """Give an integer attribute."""

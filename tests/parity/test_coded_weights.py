@@ -9,6 +9,7 @@ import mla_runtime
 from mla_runtime.backends import ort_codes
 from tests.checkpoints import FAMILIES
 from tests.oracle import Oracle
+from tests.parity.pieces import FIRST, in_pieces
 from tests.parity.raw_graph import RawGraph
 from tests.parity.stored import dequantised, in_columns, median_nmse
 from tests.parity.witness import nmse, token_ids
@@ -69,16 +70,8 @@ def test_pieces_steps_and_batches_give_what_the_whole_prompt_gives(witness, bund
     ids, other = token_ids(w.geometry.vocab_size, 40), token_ids(w.geometry.vocab_size, 17, seed=1)
     path = bundle("deepseek_v3", forms=forms)
     want = RawGraph(path, "prompt")([ids])["logits"]
-    with mla_runtime.open(path) as model:
-        with model.session() as session:
-            session.prefill([ids[:33]])
-            found = [session.prefill([ids[33:36]])[0].copy()]
-            found += [session.step([token])[0].copy() for token in ids[36:]]
-        with model.session(batch=2) as session:
-            session.prefill([ids[:36], other])
-            for token in ids[36:]:
-                batched = session.step([token, other[0]])[0].copy()
-    assert nmse(np.stack(found), want[35:]) < 1e-9
+    found, batched = in_pieces(path, ids, other)
+    assert nmse(found, want[FIRST:]) < 1e-9
     assert nmse(batched, want[-1]) < 1e-9
 
 

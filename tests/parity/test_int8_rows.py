@@ -13,6 +13,7 @@ from mla_graphs.lowering.ort_cpu.attention import Integers
 from mla_graphs.lowering.portable.int8 import Stored
 from mla_runtime.errors import NumericsError
 from tests.checkpoints import FAMILIES
+from tests.parity.pieces import FIRST, in_pieces
 from tests.parity.raw_graph import RawGraph
 from tests.parity.witness import nmse, token_ids
 
@@ -120,16 +121,8 @@ def test_pieces_steps_and_batches_give_what_the_whole_prompt_gives(witness, bund
     w = witness("deepseek_v2")
     ids, other = token_ids(w.geometry.vocab_size, 40), token_ids(w.geometry.vocab_size, 17, seed=1)
     want = w.int8_oracle(*(("latent", "rope") if rows is BOTH else ("latent",)))(ids).logits
-    with mla_runtime.open(bundle("deepseek_v2", forms=rows)) as model:
-        with model.session() as session:
-            session.prefill([ids[:33]])
-            found = [session.prefill([ids[33:36]])[0].copy()]
-            found += [session.step([token])[0].copy() for token in ids[36:]]
-        with model.session(batch=2) as session:
-            session.prefill([ids[:36], other])
-            for token in ids[36:]:
-                batched = session.step([token, other[0]])[0].copy()
-    assert nmse(np.stack(found), want[35:]) < 1e-6
+    found, batched = in_pieces(bundle("deepseek_v2", forms=rows), ids, other)
+    assert nmse(found, want[FIRST:]) < 1e-6
     assert nmse(batched, want[-1]) < 1e-6
 
 

@@ -8,6 +8,7 @@ import pytest
 import mla_runtime
 from tests.checkpoints import FAMILIES
 from tests.oracle import Oracle
+from tests.parity.pieces import FIRST, in_pieces
 from tests.parity.raw_graph import RawGraph
 from tests.parity.stored import dequantised, in_blocks, median_nmse
 from tests.parity.witness import nmse, token_ids
@@ -86,18 +87,10 @@ def test_pieces_steps_and_batches_give_what_the_whole_prompt_gives(witness, bund
     ids, other = token_ids(w.geometry.vocab_size, 40), token_ids(w.geometry.vocab_size, 17, seed=1)
     path = bundle("deepseek_v3", forms=forms)
     want = RawGraph(path, "prompt")([ids])["logits"]
-    with mla_runtime.open(path) as model:
-        with model.session() as session:
-            session.prefill([ids[:33]])
-            found = [session.prefill([ids[33:36]])[0].copy()]
-            found += [session.step([token])[0].copy() for token in ids[36:]]
-        with model.session(batch=2) as session:
-            session.prefill([ids[:36], other])
-            for token in ids[36:]:
-                batched = session.step([token, other[0]])[0].copy()
+    found, batched = in_pieces(path, ids, other)
     # rounding of activations and rows follows sums, whose order is not that of the whole prompt
     limit = 1e-9 if forms is FLOAT else 1e-2
-    assert nmse(np.stack(found), want[35:]) < limit
+    assert nmse(found, want[FIRST:]) < limit
     assert nmse(batched, want[-1]) < limit
 
 
